@@ -1,0 +1,42 @@
+# Capstan: everything a person types. `make help` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+# CAPSTAN_TORCH=cpu takes PyTorch's own CPU-only wheel (0.8 GB on disk instead of 4.5).
+CAPSTAN_TORCH ?= default
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+.PHONY: setup
+setup: $(VENV)/.stamp ## Install the locked environment into .venv
+
+$(UV): requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "setup: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+	  echo "setup: Capstan needs Python 3.11 to 3.13; set PYTHON=python3.12, for example" >&2; exit 1; }
+	@awk '/^uv==/{p=1;print;next} /^[a-z]/{p=0} p' requirements.lock > $(VENV)/uv.lock
+	@$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(VENV)/uv.lock
+	@touch $(UV)
+
+$(VENV)/.stamp: $(UV) requirements.lock pyproject.toml
+	@if [ "$(CAPSTAN_TORCH)" = cpu ]; then \
+	  awk '/^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/{p=0;next} /^[a-z]/{p=1} p' requirements.lock > $(VENV)/cpu.lock && \
+	  torch=$$(awk '/^torch==/{print $$1}' requirements.lock) && \
+	  VIRTUAL_ENV=$(VENV) $(UV) pip sync --quiet $(VENV)/cpu.lock && \
+	  VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --torch-backend cpu --no-deps "$$torch"; \
+	else VIRTUAL_ENV=$(VENV) $(UV) pip sync requirements.lock; fi
+	@VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: lock
+lock: ## Resolve the newest versions into requirements.lock
+	@$(UV) pip compile pyproject.toml --universal --generate-hashes --all-extras --python-version 3.11 \
+	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock

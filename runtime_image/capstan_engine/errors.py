@@ -1,0 +1,60 @@
+"""The errors of the engine.
+
+    CapstanEngineError
+    ├── ModelError            the checkpoint cannot be served: names the file, tensor or field      ends the process
+    │   └── UnsupportedModel  a family, rope kind or format that is not implemented
+    ├── ConfigurationError    the arguments do not fit together or the machine                      ends the process
+    ├── EngineDead            the core has ended; every open request fails with it
+    └── RequestError          one request cannot be served; others go on                            ends the request
+        ├── RequestTooLarge   prompt or prompt plus output exceeds what the engine can ever hold
+        ├── QueueFull         too many requests wait; carries `retry_after_seconds`
+        └── Draining          the engine is going away; carries `retry_after_seconds`
+
+A request error ends a request, every other one ends the process. `assert` is for our own invariants only.
+"""
+
+
+class CapstanEngineError(Exception):
+    """Base of all."""
+
+
+class ModelError(CapstanEngineError):
+    """The checkpoint cannot be served."""
+
+
+class UnsupportedModel(ModelError):
+    """The checkpoint asks for something that is not implemented."""
+
+
+class ConfigurationError(CapstanEngineError):
+    """The arguments do not fit together or the machine."""
+
+
+class EngineDead(CapstanEngineError):
+    """The engine core has ended."""
+
+
+class RequestError(CapstanEngineError):
+    """One request cannot be served. `param` names the request field, where there is one."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class RequestTooLarge(RequestError):
+    """The request exceeds what this engine can ever hold."""
+
+
+class _RetryLater(RequestError):
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFull(_RetryLater):
+    """Too many requests wait already."""
+
+
+class Draining(_RetryLater):
+    """The engine finishes what it has accepted and takes nothing new."""

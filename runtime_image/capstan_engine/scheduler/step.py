@@ -1,0 +1,68 @@
+"""What the scheduler tells the runner to do in one step, and what the runner answers: plain values, no tensors."""
+
+from dataclasses import dataclass, field
+
+from capstan_engine.messages import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """One request's part of a step: compute `token_ids` at positions `start ..`, K and V into `block_table`."""
+
+    request_id: str
+    token_ids: list[int]
+    start: int
+    """Position of the first of `token_ids`; that many tokens of the request are already in the KV cache."""
+    block_table: list[int]
+    """Physical blocks of the request, long enough for `start + len(token_ids)` tokens."""
+    params: SamplingParams
+    samples: bool
+    """True when the step reaches the last known token, so that a new token is drawn from the last position's logits."""
+    prompt_token_ids: list[int]
+    """The whole prompt, for penalties. The scheduler's own list: do not change it."""
+    output_token_ids: list[int]
+    """The output so far, for penalties and for the position of the random draw. Do not change it."""
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. Empty when there is nothing to compute."""
+
+    scheduled: tuple[ScheduledRequest, ...] = ()
+    num_prefill_tokens: int = 0
+    num_decodes: int = 0
+    """Requests in the step that compute exactly one token beyond their prompt."""
+    context_tokens: int = 0
+    """Sum of context lengths over the decodes."""
+    attention_pairs: int = 0
+    """Query-key pairs of the prefill chunks: k (p + k/2) for a chunk of k tokens at depth p."""
+
+    def __bool__(self) -> bool:
+        return bool(self.scheduled)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the runner drew for one scheduled request with `samples`."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The runner's answer to a plan, by request id."""
+
+    sampled: dict[str, Sampled] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    """For chunks of requests that asked: the log probabilities of the tokens at positions start+1 .. start+len(chunk)
+    (as far as the prompt reaches)."""
+    errors: dict[str, str] = field(default_factory=dict)
+    """Requests that failed alone (for instance non-finite logits); the others are unaffected."""
