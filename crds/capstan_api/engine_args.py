@@ -35,10 +35,10 @@ class SloClass(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, max_length=63)
+    name: str = Field(min_length=1, max_length=63, description="Value of the label `slo_class` in metrics.")
     priority: int = Field(default=0, description="Higher is admitted first and preempted last.")
-    ttft_seconds: float | None = Field(default=None, gt=0)
-    tpot_seconds: float | None = Field(default=None, gt=0)
+    ttft_seconds: float | None = Field(default=None, gt=0, description="Threshold of the time to first token.")
+    tpot_seconds: float | None = Field(default=None, gt=0, description="Threshold of the time per output token.")
     header_value: str | None = Field(default=None, description="Value of the class header; the name when absent.")
     model_alias: str | None = Field(default=None, description="Served model name that selects this class.")
 
@@ -50,24 +50,35 @@ class EngineArgs(BaseModel):
 
     model: Path = Field(description="Directory with config.json, *.safetensors and tokenizer.json.")
     served_model_names: tuple[str, ...] = Field(min_length=1, description="Names that requests may use.")
-    precision: Precision = Precision.AUTO
+    precision: Precision = Field(
+        default=Precision.AUTO,
+        description="Data type of weights, activations and KV cache; Auto takes the checkpoint's own.",
+    )
     max_model_len: int = Field(default=8192, ge=2, description="Longest prompt plus output, in tokens.")
-    envelope: Envelope
+    envelope: Envelope = Field(description="Range of the live batch limits.")
     block_size: int = Field(default=16, ge=1, le=256, description="KV slots in one block.")
     kv_cache_bytes: int = Field(default=512 << 20, ge=1, description="Memory for the KV cache.")
-    prefix_caching: bool = True
+    prefix_caching: bool = Field(default=True, description="Reuse KV blocks of prompts that begin alike.")
     max_queued_requests: int = Field(default=256, ge=0, description="Waiting requests beyond which 429 is answered.")
-    slo_classes: tuple[SloClass, ...] = (SloClass(name="default"),)
-    drain_timeout_seconds: float = Field(default=60, ge=0)
-    metrics_compatibility: MetricsCompatibility = MetricsCompatibility.NONE
+    slo_classes: tuple[SloClass, ...] = Field(
+        default=(SloClass(name="default"),), description="The first takes the requests that name none."
+    )
+    drain_timeout_seconds: float = Field(
+        default=60, ge=0, description="Time to finish what was accepted after SIGTERM."
+    )
+    metrics_compatibility: MetricsCompatibility = Field(
+        default=MetricsCompatibility.NONE, description="Extra metric names beside `capstan_*`."
+    )
     step_log: Path | None = Field(default=None, description="CSV file that gets one line per step.")
     num_threads: int = Field(default=1, ge=1, description="CPU threads of the engine core.")
     cpus: tuple[int, ...] = Field(
         default=(), description="Processors to run on; empty means wherever the system puts it."
     )
-    host: str = "127.0.0.1"
-    port: int = Field(default=names.PORT_ENGINE, ge=0, le=65535)
-    admin_port: int = Field(default=names.PORT_ENGINE_ADMIN, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=names.PORT_ENGINE, ge=0, le=65535, description="API port; 0 takes a free one.")
+    admin_port: int = Field(
+        default=names.PORT_ENGINE_ADMIN, ge=0, le=65535, description="Admin port; 0 takes a free one."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -86,13 +97,21 @@ class GatewayArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    served_model_names: tuple[str, ...] = Field(min_length=1)
-    slo_classes: tuple[SloClass, ...] = (SloClass(name="default"),)
-    prefix_affinity: bool = True
-    max_held_requests: int = Field(default=200, ge=0)
-    hold_timeout_seconds: float = Field(default=120, gt=0)
-    drain_timeout_seconds: float = Field(default=60, ge=0)
-    cpus: tuple[int, ...] = ()
-    host: str = "127.0.0.1"
-    port: int = Field(default=names.PORT_GATEWAY, ge=0, le=65535)
-    admin_port: int = Field(default=names.PORT_GATEWAY_ADMIN, ge=0, le=65535)
+    served_model_names: tuple[str, ...] = Field(min_length=1, description="Names that requests may use.")
+    slo_classes: tuple[SloClass, ...] = Field(
+        default=(SloClass(name="default"),), description="The first takes the requests that name none."
+    )
+    prefix_affinity: bool = Field(
+        default=True, description="Prefer the replica that has the prompt's beginning cached."
+    )
+    max_held_requests: int = Field(default=200, ge=0, description="Requests that wait while no replica is ready.")
+    hold_timeout_seconds: float = Field(default=120, gt=0, description="Longest such wait.")
+    drain_timeout_seconds: float = Field(
+        default=60, ge=0, description="Time to finish what was accepted after SIGTERM."
+    )
+    cpus: tuple[int, ...] = Field(default=(), description="Processors to run on; empty means any.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=names.PORT_GATEWAY, ge=0, le=65535, description="API port; 0 takes a free one.")
+    admin_port: int = Field(
+        default=names.PORT_GATEWAY_ADMIN, ge=0, le=65535, description="Admin port; 0 takes a free one."
+    )

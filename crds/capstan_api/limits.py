@@ -24,10 +24,10 @@ class Envelope(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    min_sequences: int = Field(ge=1)
-    max_sequences: int = Field(ge=1)
-    min_batched_tokens: int = Field(ge=1)
-    max_batched_tokens: int = Field(ge=1)
+    min_sequences: int = Field(ge=1, description="Lowest limit on requests that run at the same time.")
+    max_sequences: int = Field(ge=1, description="Highest such limit; the engine allocates for it.")
+    min_batched_tokens: int = Field(ge=1, description="Lowest limit on tokens of one step.")
+    max_batched_tokens: int = Field(ge=1, description="Highest such limit; the engine allocates for it.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -61,8 +61,8 @@ class LimitsPatch(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    max_sequences: int | None = Field(default=None, ge=1)
-    max_batched_tokens: int | None = Field(default=None, ge=1)
+    max_sequences: int | None = Field(default=None, ge=1, description="Unchanged when absent.")
+    max_batched_tokens: int | None = Field(default=None, ge=1, description="Unchanged when absent.")
     lease_seconds: int = Field(default=60, ge=1, le=3600, description="Without renewal the defaults return after this.")
     reason: str = Field(default="", max_length=500, description="One sentence for the log and for people.")
 
@@ -72,9 +72,9 @@ class LimitsState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    limits: BatchLimits
-    defaults: BatchLimits
+    limits: BatchLimits = Field(description="In force now.")
+    defaults: BatchLimits = Field(description="In force when no lease is.")
     envelope: Envelope
-    version: int
+    version: int = Field(description="Rises with every change.")
     lease_remaining_seconds: float | None = Field(description="None while the defaults are in force.")
-    reason: str = ""
+    reason: str = Field(default="", description="Why they last changed.")

@@ -3,8 +3,8 @@
 Collectors are built from it, the scraper reads by it, dashboards, alerts and the reference table are generated from
 it. Declaring is all it does: it imports no metrics library.
 
-The surprising idea: a histogram may be marked `slo_bounds`; the thresholds of the declared SLO classes are then added to
-its bucket bounds, so that the share of good requests is exact and not interpolated.
+The surprising idea: a histogram may be marked `slo_bounds`; the thresholds of the declared SLO classes are then added
+to its bucket bounds, so that the share of good requests is exact and not interpolated.
 """
 
 from dataclasses import dataclass
@@ -272,7 +272,7 @@ class Gateway:
     RESPONSES = Metric(
         "capstan_gateway_responses_total",
         Kind.COUNTER,
-        "Requests that ended, by outcome: completed, cancelled, rejected, failed, truncated.",
+        "Requests that ended, by outcome: completed, cancelled, rejected, failed, truncated, invalid.",
         ("slo_class", "outcome"),
     )
     SLO_TOTAL = Metric(
@@ -285,7 +285,10 @@ class Gateway:
         ("slo_class", "objective"),
     )
     PROMPT_TOKENS = Metric(
-        "capstan_gateway_prompt_tokens_total", Kind.COUNTER, "Prompt tokens of finished requests.", ("slo_class",)
+        "capstan_gateway_prompt_tokens_total",
+        Kind.COUNTER,
+        "Prompt tokens of finished requests whose usage the engine reported.",
+        ("slo_class",),
     )
     OUTPUT_TOKENS = Metric(
         "capstan_gateway_output_tokens_total", Kind.COUNTER, "Output tokens of finished requests.", ("slo_class",)
@@ -296,6 +299,12 @@ class Gateway:
         "capstan_gateway_retries_total",
         Kind.COUNTER,
         "Requests sent to another replica before any byte was produced.",
+        ("reason",),
+    )
+    ROUTED = Metric(
+        "capstan_gateway_routing_decisions_total",
+        Kind.COUNTER,
+        "Replicas chosen, by reason: only, prefix, prefix_overloaded, least_loaded.",
         ("reason",),
     )
     REPLICAS = Metric("capstan_gateway_replicas", Kind.GAUGE, "Replicas known, by state: ready, draining.", ("state",))

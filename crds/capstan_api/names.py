@@ -25,6 +25,9 @@ HEADER_REQUEST_ID: Final = "x-request-id"
 HEADER_WAITED_MS: Final = "x-capstan-waited-ms"
 # Names the replica that answered; set by the gateway on every proxied response.
 HEADER_REPLICA: Final = "x-capstan-replica"
+# On whole (not streamed) responses the engine reports what only it can see: arrival to first token, mean token gap.
+HEADER_TTFT_MS: Final = "x-capstan-ttft-ms"
+HEADER_TPOT_MS: Final = "x-capstan-tpot-ms"
 
 # Ports inside a pod. The `processes` world takes free loopback ports instead.
 PORT_GATEWAY: Final = 8000

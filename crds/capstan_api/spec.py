@@ -2,51 +2,21 @@
 
 Python names are snake_case, the resource's are camelCase; both are accepted from Python, only camelCase is written.
 Rules of the house: no floats, units in the names, CamelCase enums, lists of named things are maps by `name`, defaults
-live in the schema, cross-field rules are CEL (`cel_rules`) and are checked here a second time for the worlds that have
-no API server. A field that nothing acts on is not here.
+live in the schema, cross-field rules are `Rule`s. A field that nothing acts on is not here, and nothing here is
+immutable: every change is either applied live or starts a new revision.
 """
 
 from enum import StrEnum
-from typing import Annotated, ClassVar, Self
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints
 
+from capstan_api.contract import Contract, Decimal, Distinct, ModelName, Name, Percent, Rule, Seconds
 from capstan_api.engine_args import MetricsCompatibility, Precision
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", min_length=1, max_length=63)]
-# A decimal number as a string: the contract has no floats.
-Decimal = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$", max_length=16)]
-Percent = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,2}(\.[0-9]{1,4})?|100)$", max_length=8)]
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
-Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
-
-
-class Rule(BaseModel):
-    """One cross-field rule in CEL, with the sentence that a person gets when it is broken."""
-
-    model_config = ConfigDict(frozen=True)
-
-    rule: str
-    message: str
-
-
-class Contract(BaseModel):
-    """Base of everything inside the resource."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-        extra="forbid",
-        frozen=True,
-    )
-    cel_rules: ClassVar[tuple[Rule, ...]] = ()
 
 
 class Mode(StrEnum):
-    """Who moves a value."""
+    """Who decides on the number of replicas."""
 
     AUTO = "Auto"
     SHADOW = "Shadow"
@@ -54,16 +24,22 @@ class Mode(StrEnum):
 
 
 class LimitsMode(StrEnum):
+    """Whether the batch limits move."""
+
     AUTO = "Auto"
     FIXED = "Fixed"
 
 
 class Switch(StrEnum):
+    """On or off, with room for a third state."""
+
     ENABLED = "Enabled"
     DISABLED = "Disabled"
 
 
 class RoutingPolicy(StrEnum):
+    """How the gateway picks a replica."""
+
     PREFIX_AWARE = "PrefixAware"
     LEAST_LOADED = "LeastLoaded"
 
@@ -77,12 +53,12 @@ class ModelSource(Contract):
 
 
 class ModelSpec(Contract):
-    """What is served."""
+    """What is served. A change here starts a new revision."""
 
     source: ModelSource
-    served_model_names: Annotated[
-        list[Annotated[str, StringConstraints(min_length=1, max_length=256)]], Field(max_length=8)
-    ] = Field(default_factory=list, description="Names that requests may use; the resource's name when empty.")
+    served_model_names: Annotated[list[ModelName], Field(max_length=8), Distinct()] = Field(
+        default_factory=list, description="Names that requests may use; the resource's own name when empty."
+    )
     max_model_length: int = Field(
         default=8192, ge=16, le=10_000_000, description="Longest prompt plus output, in tokens."
     )
@@ -91,53 +67,69 @@ class ModelSpec(Contract):
 class Resources(Contract):
     """What one replica gets."""
 
-    cpu_millicores: int = Field(default=1000, ge=100, le=1_024_000, description="CPU share of one replica.")
+    cpu_millicores: int = Field(
+        default=1000, ge=100, le=1_024_000, description="CPU share of one replica, in thousandths of a processor."
+    )
 
 
 class Variant(Contract):
-    """One way of running the model."""
+    """One way of running the model. A change here starts a new revision."""
 
-    name: Name
-    precision: Precision = Field(default=Precision.AUTO, description="Auto takes the checkpoint's own.")
+    name: Name = Field(description="Name of the variant, as it appears in status.")
+    precision: Precision = Field(
+        default=Precision.AUTO,
+        description="Data type of weights, activations and KV cache. Auto takes the checkpoint's own.",
+    )
     resources: Resources = Field(default_factory=Resources)
-    cost_per_hour: Decimal = Field(default="0", description="Cost of one replica for one hour, in your currency.")
+    cost_per_hour: Decimal = Field(
+        default="0", description="Cost of one replica for one hour, a decimal number in your currency."
+    )
 
 
 class Batching(Contract):
     """The envelope: what an engine allocates for once, and within which its limits move live."""
 
-    max_sequences: int = Field(default=64, ge=1, le=8192)
-    max_batched_tokens: int = Field(default=2048, ge=1, le=1_048_576)
-    min_sequences: int = Field(default=4, ge=1, le=8192)
-    min_batched_tokens: int = Field(default=64, ge=1, le=1_048_576)
+    max_sequences: int = Field(default=64, ge=1, le=8192, description="Most requests that run at the same time.")
+    max_batched_tokens: int = Field(
+        default=2048, ge=1, le=1_048_576, description="Most tokens of one step, prefill and decode together."
+    )
+    min_sequences: int = Field(default=4, ge=1, le=8192, description="Lowest value of the limit on running requests.")
+    min_batched_tokens: int = Field(
+        default=64, ge=1, le=1_048_576, description="Lowest value of the limit on tokens of one step."
+    )
 
-    cel_rules = (
-        Rule(rule="self.minSequences <= self.maxSequences", message="minSequences must not exceed maxSequences"),
+    rules = (
         Rule(
-            rule="self.minBatchedTokens <= self.maxBatchedTokens",
+            cel="self.minSequences <= self.maxSequences",
+            holds=lambda b: b.min_sequences <= b.max_sequences,
+            message="minSequences must not exceed maxSequences",
+        ),
+        Rule(
+            cel="self.minBatchedTokens <= self.maxBatchedTokens",
+            holds=lambda b: b.min_batched_tokens <= b.max_batched_tokens,
             message="minBatchedTokens must not exceed maxBatchedTokens",
         ),
         Rule(
-            rule="self.maxBatchedTokens >= self.maxSequences",
+            cel="self.maxBatchedTokens >= self.maxSequences",
+            holds=lambda b: b.max_batched_tokens >= b.max_sequences,
             message="maxBatchedTokens must be at least maxSequences: every running request needs a token a step",
         ),
     )
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _require(self.min_sequences <= self.max_sequences, self.cel_rules[0])
-        _require(self.min_batched_tokens <= self.max_batched_tokens, self.cel_rules[1])
-        _require(self.max_batched_tokens >= self.max_sequences, self.cel_rules[2])
-        return self
-
 
 class KvCache(Contract):
-    block_size: int = Field(default=16, ge=1, le=256, description="KV slots in one block.")
-    memory_mebibytes: int = Field(default=512, ge=1, le=4_194_304)
+    """The paged KV cache of one replica."""
+
+    block_size: int = Field(default=16, ge=1, le=256, description="KV slots (tokens) in one block.")
+    memory_mebibytes: int = Field(
+        default=512, ge=1, le=4_194_304, description="Memory of one replica's KV cache, in MiB."
+    )
 
 
-class Toggle(Contract):
-    mode: Switch = Switch.ENABLED
+class PrefixCaching(Contract):
+    """Reuse of KV blocks between requests whose prompts begin alike."""
+
+    mode: Switch = Field(default=Switch.ENABLED, description="Enabled or Disabled.")
 
 
 class EngineSpec(Contract):
@@ -145,7 +137,7 @@ class EngineSpec(Contract):
 
     batching: Batching = Field(default_factory=Batching)
     kv_cache: KvCache = Field(default_factory=KvCache)
-    prefix_caching: Toggle = Field(default_factory=Toggle)
+    prefix_caching: PrefixCaching = Field(default_factory=PrefixCaching)
     max_queued_requests: int = Field(
         default=256, ge=0, le=100_000, description="Waiting requests per replica beyond which 429 is answered."
     )
@@ -154,175 +146,234 @@ class EngineSpec(Contract):
 class Objective(Contract):
     """A latency threshold that the given percentile of requests must meet."""
 
-    percentile: int = Field(default=95, ge=50, le=99)
-    threshold_milliseconds: int = Field(ge=1, le=3_600_000)
+    percentile: int = Field(default=95, ge=50, le=99, description="Percentile that is measured and reported.")
+    threshold_milliseconds: int = Field(ge=1, le=3_600_000, description="Longest latency that counts as good.")
 
 
 class Selector(Contract):
-    """Which requests belong to the class. Without one, the header's value is the class's name."""
+    """Which requests belong to the class."""
 
-    header_value: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = None
-    model_alias: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    header_value: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
+        default=None, description="A value of the header x-capstan-slo-class that selects the class, as its name does."
+    )
+    model_alias: ModelName | None = Field(
+        default=None, description="A further model name: a request that asks for it belongs to this class."
+    )
 
 
 class Slo(Contract):
     """One SLO class. The first class in the list takes the requests that name none."""
 
-    name: Name
+    name: Name = Field(description="Name of the class, as it appears in metrics and status.")
     priority: int = Field(default=0, ge=-1000, le=1000, description="Higher is admitted first and preempted last.")
     selector: Selector = Field(default_factory=Selector)
-    ttft: Objective | None = None
-    tpot: Objective | None = None
-    objective_percent: Percent = Field(default="95", description="Share of requests that must meet every threshold.")
+    ttft: Objective | None = Field(default=None, description="Time to first token, from arrival at the gateway.")
+    tpot: Objective | None = Field(default=None, description="Time per output token after the first, per request.")
+    objective_percent: Percent = Field(
+        default="95", description="Share of requests that must meet every threshold, a decimal number up to 100."
+    )
     window_seconds: int = Field(default=2_419_200, ge=60, le=7_776_000, description="Window of the error budget.")
 
-    cel_rules = (Rule(rule="has(self.ttft) || has(self.tpot)", message="ttft or tpot is required"),)
+    rules = (
+        Rule(
+            cel="has(self.ttft) || has(self.tpot)",
+            holds=lambda s: s.ttft is not None or s.tpot is not None,
+            message="ttft or tpot is required: a class without a threshold promises nothing",
+        ),
+    )
 
-    @model_validator(mode="after")
-    def _has_objective(self) -> Self:
-        _require(self.ttft is not None or self.tpot is not None, self.cel_rules[0])
-        return self
+    @property
+    def header_values(self) -> frozenset[str]:
+        """Values of the class header that select this class."""
+        return frozenset({self.name, self.selector.header_value or self.name})
 
 
 class BatchLimitsPolicy(Contract):
-    """How the live limits move inside the envelope."""
+    """How the live limits move inside the envelope `engine.batching`."""
 
-    mode: LimitsMode = LimitsMode.AUTO
-    adjustment_interval_seconds: int = Field(default=5, ge=1, le=600)
+    mode: LimitsMode = Field(default=LimitsMode.AUTO, description="Auto moves the limits; Fixed keeps them at the top.")
+    adjustment_interval_seconds: int = Field(
+        default=5, ge=1, le=600, description="Least time between two changes of the limits."
+    )
     max_step_percent: int = Field(default=25, ge=1, le=100, description="Largest change in one adjustment.")
 
 
 class Idle(Contract):
+    """When a deployment with minReplicas 0 gives up its last replica."""
+
     scale_to_zero_after_seconds: int = Field(
-        default=900, ge=1, le=31_536_000, description="Without a request for this long, minReplicas 0 is used."
+        default=900, ge=1, le=31_536_000, description="Time without any request before replicas go to zero."
     )
 
 
-class Stabilization(Contract):
-    stabilization_window_seconds: Seconds
+class ScaleUp(Contract):
+    """How eagerly replicas are added."""
+
+    stabilization_window_seconds: Seconds = Field(
+        default=15, description="How long the need must last before replicas are added."
+    )
+
+
+class ScaleDown(Contract):
+    """How eagerly replicas are removed."""
+
+    stabilization_window_seconds: Seconds = Field(
+        default=180, description="How long the spare room must last before replicas are removed."
+    )
 
 
 class Behavior(Contract):
-    scale_up: Stabilization = Field(default_factory=lambda: Stabilization(stabilization_window_seconds=15))
-    scale_down: Stabilization = Field(default_factory=lambda: Stabilization(stabilization_window_seconds=180))
+    """Windows that keep replicas from flapping, in the words of HorizontalPodAutoscaler."""
+
+    scale_up: ScaleUp = Field(default_factory=ScaleUp)
+    scale_down: ScaleDown = Field(default_factory=ScaleDown)
 
 
 class StaleMetrics(Contract):
+    """What counts as missing data. Missing data never removes a replica."""
+
     max_age_seconds: int = Field(
         default=30, ge=1, le=3600, description="Older measurements are not acted upon: the last decision holds."
     )
 
 
 class Scaling(Contract):
-    """How many replicas, and who decides."""
+    """How many replicas, and who decides. Applied live."""
 
-    mode: Mode = Mode.AUTO
-    min_replicas: int = Field(default=1, ge=0, le=10_000)
-    max_replicas: int = Field(default=1, ge=1, le=10_000)
-    replicas: int | None = Field(default=None, ge=0, le=10_000, description="Replicas in mode Manual.")
+    mode: Mode = Field(
+        default=Mode.AUTO, description="Auto scales; Shadow only recommends, in status; Manual obeys `replicas`."
+    )
+    min_replicas: int = Field(default=1, ge=0, le=10_000, description="Fewest replicas; 0 permits scaling to zero.")
+    max_replicas: int = Field(default=1, ge=1, le=10_000, description="Most replicas.")
+    replicas: int | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="Replicas in mode Manual and Shadow; `kubectl scale` writes it. Mode Auto does not read it.",
+    )
     batch_limits: BatchLimitsPolicy = Field(default_factory=BatchLimitsPolicy)
     idle: Idle = Field(default_factory=Idle)
     behavior: Behavior = Field(default_factory=Behavior)
     stale_metrics: StaleMetrics = Field(default_factory=StaleMetrics)
 
-    cel_rules = (
-        Rule(rule="self.minReplicas <= self.maxReplicas", message="minReplicas must not exceed maxReplicas"),
-        Rule(rule="self.mode != 'Manual' || has(self.replicas)", message="mode Manual needs replicas"),
+    rules = (
+        Rule(
+            cel="self.minReplicas <= self.maxReplicas",
+            holds=lambda s: s.min_replicas <= s.max_replicas,
+            message="minReplicas must not exceed maxReplicas",
+        ),
+        Rule(
+            cel="self.mode != 'Manual' || has(self.replicas)",
+            holds=lambda s: s.mode is not Mode.MANUAL or s.replicas is not None,
+            message="mode Manual needs replicas",
+        ),
     )
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        _require(self.min_replicas <= self.max_replicas, self.cel_rules[0])
-        _require(self.mode is not Mode.MANUAL or self.replicas is not None, self.cel_rules[1])
-        return self
 
 
 class Hold(Contract):
-    """Requests that wait at the gateway while no replica is ready."""
+    """Requests that wait at the gateway while no replica is ready. Beyond these bounds: 429 with Retry-After."""
 
-    max_requests: int = Field(default=200, ge=0, le=100_000)
-    timeout_seconds: int = Field(default=120, ge=1, le=3600)
+    max_requests: int = Field(default=200, ge=0, le=100_000, description="Most requests that wait at the same time.")
+    timeout_seconds: int = Field(default=120, ge=1, le=3600, description="Longest wait of one request.")
 
 
 class Routing(Contract):
-    policy: RoutingPolicy = RoutingPolicy.PREFIX_AWARE
+    """How requests reach replicas."""
+
+    policy: RoutingPolicy = Field(
+        default=RoutingPolicy.PREFIX_AWARE,
+        description="PrefixAware prefers the replica that has the prompt's beginning cached; LeastLoaded does not.",
+    )
     hold: Hold = Field(default_factory=Hold)
 
 
 class Rollout(Contract):
-    """How replicas of a new revision take over."""
+    """How replicas of a new revision take over from the old ones."""
 
-    max_surge: int = Field(default=1, ge=0, le=1000)
-    max_unavailable: int = Field(default=0, ge=0, le=1000)
-
-    cel_rules = (
-        Rule(rule="self.maxSurge + self.maxUnavailable > 0", message="maxSurge and maxUnavailable must not both be 0"),
+    max_surge: int = Field(default=1, ge=0, le=1000, description="Replicas above the wanted number during a rollout.")
+    max_unavailable: int = Field(
+        default=0, ge=0, le=1000, description="Ready replicas that may be missing during a rollout."
     )
 
-    @model_validator(mode="after")
-    def _can_move(self) -> Self:
-        _require(self.max_surge + self.max_unavailable > 0, self.cel_rules[0])
-        return self
+    rules = (
+        Rule(
+            cel="self.maxSurge + self.maxUnavailable > 0",
+            holds=lambda r: r.max_surge + r.max_unavailable > 0,
+            message="maxSurge and maxUnavailable must not both be 0: no replica could ever be replaced",
+        ),
+    )
 
 
 class Disruption(Contract):
+    """What a replica may do before it goes."""
+
     drain_timeout_seconds: int = Field(
         default=60, ge=0, le=86_400, description="How long a replica may take to finish what it accepted."
     )
 
 
 class Observability(Contract):
-    metrics_compatibility: MetricsCompatibility = MetricsCompatibility.NONE
-    step_log: Switch = Field(default=Switch.DISABLED, description="Write one line per step for calibration.")
+    """What is measured and written beyond the ordinary."""
+
+    metrics_compatibility: MetricsCompatibility = Field(
+        default=MetricsCompatibility.NONE, description="VLLM exposes the engine's series under vLLM's names as well."
+    )
+    step_log: Switch = Field(default=Switch.DISABLED, description="Enabled writes one line per step, for calibration.")
 
 
 class InferenceDeploymentSpec(Contract):
     """The desired state."""
 
     model: ModelSpec
-    variants: Annotated[
-        list[Variant],
-        Field(
-            min_length=1,
-            max_length=1,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        ),
-    ] = Field(default_factory=lambda: [Variant(name="default")], description="Exactly one today.")
+    variants: Annotated[list[Variant], Field(min_length=1, max_length=1), Distinct(by="name")] = Field(
+        default_factory=lambda: [Variant(name="default")], description="How the model is run. Exactly one today."
+    )
     engine: EngineSpec = Field(default_factory=EngineSpec)
-    slos: Annotated[
-        list[Slo],
-        Field(
-            min_length=1,
-            max_length=16,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        ),
-    ]
+    slos: Annotated[list[Slo], Field(min_length=1, max_length=16), Distinct(by="name")] = Field(
+        description="SLO classes. The first takes the requests that name none. A change starts a new revision."
+    )
     scaling: Scaling = Field(default_factory=Scaling)
     routing: Routing = Field(default_factory=Routing)
     rollout: Rollout = Field(default_factory=Rollout)
     disruption: Disruption = Field(default_factory=Disruption)
     observability: Observability = Field(default_factory=Observability)
 
-    cel_rules = (
+    rules = (
         Rule(
-            rule="self.model.maxModelLength >= self.engine.kvCache.blockSize",
+            cel="self.model.maxModelLength >= self.engine.kvCache.blockSize",
+            holds=lambda s: s.model.max_model_length >= s.engine.kv_cache.block_size,
             message="model.maxModelLength must be at least engine.kvCache.blockSize",
+        ),
+        Rule(
+            cel=(
+                "self.slos.all(a, !has(a.selector.headerValue) || self.slos.exists_one(b,"
+                " b.name == a.selector.headerValue ||"
+                " (has(b.selector.headerValue) && b.selector.headerValue == a.selector.headerValue)))"
+            ),
+            holds=lambda s: _all_distinct([value for c in s.slos for value in c.header_values]),
+            message="slos: each selector.headerValue must be unique and not the name of another class",
+        ),
+        Rule(
+            cel=(
+                "self.slos.all(a, !has(a.selector.modelAlias) ||"
+                " (!(a.selector.modelAlias in self.model.servedModelNames) && self.slos.exists_one(b,"
+                " has(b.selector.modelAlias) && a.selector.modelAlias == b.selector.modelAlias)))"
+            ),
+            holds=lambda s: _all_distinct([*s.model_aliases, *s.model.served_model_names]),
+            message="slos: each selector.modelAlias must be unique and none of model.servedModelNames",
         ),
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        names = [s.name for s in self.slos]
-        if len(set(names)) != len(names):
-            raise ValueError("slos: names must be unique")
-        _require(self.model.max_model_length >= self.engine.kv_cache.block_size, self.cel_rules[0])
-        return self
-
     @property
     def variant(self) -> Variant:
+        """The one variant."""
         return self.variants[0]
 
+    @property
+    def model_aliases(self) -> tuple[str, ...]:
+        """Model names that select an SLO class, in order of the classes."""
+        return tuple(c.selector.model_alias for c in self.slos if c.selector.model_alias is not None)
 
-def _require(holds: bool, rule: Rule) -> None:
-    if not holds:
-        raise ValueError(rule.message)
+
+def _all_distinct(values: list[str]) -> bool:
+    return len(set(values)) == len(values)

@@ -6,13 +6,18 @@ shares and costs are decimal strings.
 """
 
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
-from capstan_api.spec import Contract, Count
+from capstan_api.contract import Contract, Count, Distinct, Timestamp
+from capstan_api.limits import BatchLimits
+from capstan_api.spec import Slo
 
 
 class ConditionStatus(StrEnum):
+    """Kubernetes' three-valued truth."""
+
     TRUE = "True"
     FALSE = "False"
     UNKNOWN = "Unknown"
@@ -31,34 +36,44 @@ class ConditionType(StrEnum):
 
 
 class Condition(Contract):
-    type: ConditionType
-    status: ConditionStatus
-    reason: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")
-    message: str = Field(max_length=1024)
-    last_transition_time: str = Field(description="RFC 3339, UTC.")
-    observed_generation: int = 0
+    """One continuous state of the deployment."""
+
+    type: ConditionType = Field(description="Which state.")
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: str = Field(
+        min_length=1, max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$", description="One CamelCase word."
+    )
+    message: str = Field(max_length=1024, description="One sentence.")
+    last_transition_time: Timestamp = Field(description="When `status` last changed, RFC 3339 in UTC.")
+    observed_generation: int = Field(default=0, description="metadata.generation that the condition speaks of.")
 
 
 class EffectiveBatchLimits(Contract):
-    max_sequences: int
-    max_batched_tokens: int
-    applied_replicas: int = Field(description="Replicas on which they are in force.")
-    last_change_time: str | None = None
-    reason: str = ""
+    """The batch limits in force."""
+
+    max_sequences: int = Field(description="Requests that may run at the same time on one replica.")
+    max_batched_tokens: int = Field(description="Tokens that one step may compute.")
+    applied_replicas: int = Field(description="Replicas on which these limits are in force.")
+    last_change_time: Timestamp | None = Field(default=None, description="When they last changed, RFC 3339 in UTC.")
+    reason: str = Field(default="", description="Why they last changed, one sentence.")
 
 
 class SloStatus(Contract):
     """One class over the recent window of measurement."""
 
-    name: str
-    ttft_milliseconds: int | None = Field(default=None, description="At the class's own percentile.")
-    tpot_milliseconds: int | None = None
-    attainment_percent: str | None = Field(default=None, description="Good requests over all, recent window.")
-    error_budget_remaining_percent: str | None = None
+    name: str = Field(max_length=63, description="Name of the class.")
+    ttft_milliseconds: int | None = Field(default=None, description="TTFT at the class's own percentile.")
+    tpot_milliseconds: int | None = Field(default=None, description="TPOT at the class's own percentile.")
+    attainment_percent: str | None = Field(default=None, description="Good requests over all, a decimal number.")
+    error_budget_remaining_percent: str | None = Field(
+        default=None, description="Share of the error budget that is left, a decimal number; negative when overdrawn."
+    )
     requests: int = Field(default=0, description="Requests that the figures rest on.")
 
 
 class DecisionAction(StrEnum):
+    """What a decision did."""
+
     HOLD = "Hold"
     SET_LIMITS = "SetLimits"
     SCALE_UP = "ScaleUp"
@@ -69,51 +84,97 @@ class DecisionAction(StrEnum):
 class DecisionStatus(Contract):
     """One decision as people read it; the full record with its inputs is in the decision log."""
 
-    time: str
-    action: DecisionAction
+    time: Timestamp = Field(description="When it was taken, RFC 3339 in UTC.")
+    action: DecisionAction = Field(description="What was done.")
     reason: str = Field(description="One CamelCase word: the binding constraint.")
     message: str = Field(description="One sentence.")
-    from_value: str = ""
-    to_value: str = ""
-    inputs_hash: str
+    from_value: str = Field(default="", description="The value before.")
+    to_value: str = Field(default="", description="The value after.")
+    inputs_hash: str = Field(description="Digest of the inputs; finds the full record in the decision log.")
 
 
 class StartupStatus(Contract):
-    p50_seconds: int | None = None
-    p90_seconds: int | None = None
-    samples: int = 0
+    """How long recent replicas took from start to ready."""
+
+    p50_seconds: int | None = Field(default=None, description="Median.")
+    p90_seconds: int | None = Field(default=None, description="90th percentile.")
+    samples: int = Field(default=0, description="Starts that the figures rest on.")
 
 
 class UsageStatus(Contract):
-    replica_hours: str = "0"
-    cost: str = "0"
-    since: str | None = None
+    """What was spent."""
+
+    replica_hours: str = Field(default="0", description="Sum of all replicas' running time, a decimal number.")
+    cost: str = Field(default="0", description="Replica hours times costPerHour, a decimal number.")
+    since: Timestamp | None = Field(default=None, description="Start of the count, RFC 3339 in UTC.")
+
+
+class Summary(Contract):
+    """Ready-made texts for the columns of `kubectl get`; the figures behind them are elsewhere in status."""
+
+    replicas: str = Field(default="", max_length=32, description="Ready over desired replicas, such as 3/4.")
+    slo: str = Field(default="", max_length=32, description="Met, Missed or Unknown; the worst class counts.")
+    ttft: str = Field(default="", max_length=32, description="TTFT over its threshold, such as 412/1000ms.")
+    tpot: str = Field(default="", max_length=32, description="TPOT over its threshold, such as 38/60ms.")
+    batch: str = Field(default="", max_length=32, description="Sequences and tokens of the limits, such as 64x2048.")
 
 
 class InferenceDeploymentStatus(Contract):
-    """The observed state."""
+    """The observed state. Written by the operator only."""
 
-    observed_generation: int = 0
-    replicas: Count = 0
-    ready_replicas: Count = 0
-    starting_replicas: Count = 0
-    draining_replicas: Count = 0
-    desired_replicas: Count = 0
-    selector: str = ""
-    revision: str = ""
+    observed_generation: int = Field(default=0, description="metadata.generation that this status answers.")
+    replicas: Count = Field(default=0, description="Replicas that exist, in whatever phase.")
+    ready_replicas: Count = Field(default=0, description="Replicas that take requests.")
+    starting_replicas: Count = Field(default=0, description="Replicas that are not ready yet.")
+    draining_replicas: Count = Field(default=0, description="Replicas that finish what they accepted, then stop.")
+    desired_replicas: Count = Field(default=0, description="Replicas wanted by the last decision.")
+    selector: str = Field(
+        default="", max_length=1024, description="Label selector of the engine pods, for the scale subresource."
+    )
+    revision: str = Field(default="", max_length=63, description="Digest of the part of spec that engines run with.")
     effective_batch_limits: EffectiveBatchLimits | None = None
-    slos: list[SloStatus] = Field(
-        default_factory=list,
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    slos: Annotated[list[SloStatus], Distinct(by="name")] = Field(
+        default_factory=list, description="Results by SLO class."
     )
     startup: StartupStatus = Field(default_factory=StartupStatus)
     usage: UsageStatus = Field(default_factory=UsageStatus)
-    last_decision: DecisionStatus | None = None
-    decision_history: list[DecisionStatus] = Field(default_factory=list, max_length=10)
+    last_decision: DecisionStatus | None = Field(default=None, description="The newest decision.")
+    decision_history: list[DecisionStatus] = Field(
+        default_factory=list, max_length=10, description="Recent decisions, newest first."
+    )
     recommendation: DecisionStatus | None = Field(default=None, description="What mode Shadow would have done.")
     endpoint: str | None = Field(default=None, description="Where clients reach the OpenAI-compatible door.")
-    conditions: list[Condition] = Field(
-        default_factory=list,
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    conditions: Annotated[list[Condition], Distinct(by="type")] = Field(
+        default_factory=list, description="Continuous states."
     )
+    summary: Summary = Field(default_factory=Summary)
     memory: str = Field(default="", max_length=65_536, description="The law's own state, opaque.")
+
+
+def summarize(
+    classes: list[Slo], results: list[SloStatus], limits: BatchLimits | None, ready: int, desired: int
+) -> Summary:
+    """The columns' texts. Latencies are those of the first class that declares such a threshold; `-` is unmeasured."""
+    measured = {result.name: result for result in results}
+    verdicts = {_verdict(c, measured.get(c.name)) for c in classes}
+    ttft = next((_against(measured.get(c.name), "ttft", c) for c in classes if c.ttft), "")
+    tpot = next((_against(measured.get(c.name), "tpot", c) for c in classes if c.tpot), "")
+    return Summary(
+        replicas=f"{ready}/{desired}",
+        slo=next((v for v in ("Missed", "Met") if v in verdicts), "Unknown"),
+        ttft=ttft,
+        tpot=tpot,
+        batch=f"{limits.max_sequences}x{limits.max_batched_tokens}" if limits else "",
+    )
+
+
+def _verdict(declared: Slo, result: SloStatus | None) -> str:
+    if result is None or result.attainment_percent is None:
+        return "Unknown"
+    return "Met" if float(result.attainment_percent) >= float(declared.objective_percent) else "Missed"
+
+
+def _against(result: SloStatus | None, latency: str, declared: Slo) -> str:
+    value = getattr(result, f"{latency}_milliseconds") if result else None
+    threshold = getattr(declared, latency).threshold_milliseconds
+    return f"{'-' if value is None else value}/{threshold}ms"

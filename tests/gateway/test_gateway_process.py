@@ -1,0 +1,118 @@
+"""The gateway as a process: what the parent sees of it."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+
+from capstan_api.names import ENV_ADMIN_TOKEN, ENV_API_KEY
+
+CONFIG = {"served_model_names": ["tiny"], "port": 0, "admin_port": 0}
+
+
+@asynccontextmanager
+async def running(tmp_path, *flags, config=CONFIG):
+    path = tmp_path / "gateway.json"
+    path.write_text(json.dumps(config))
+    environment = os.environ | {ENV_ADMIN_TOKEN: "token"}
+    environment.pop(ENV_API_KEY, None)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "capstan_gateway", "--config", str(path), *flags, env=environment,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(60):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def put(session, listening, replica):
+    url = f"http://127.0.0.1:{listening['admin_port']}/admin/replicas"
+    body = {"replicas": [{"id": replica.id, "url": replica.url, "state": "Ready"}]}
+    async with session.put(url, json=body, headers={"authorization": "Bearer token"}) as response:
+        assert response.status == 200
+
+
+async def test_sigterm_finishes_the_open_stream_and_refuses_new_requests(tmp_path, session, start_replica, scripts):
+    replica = await start_replica("r1", scripts.gated)
+    async with running(tmp_path) as process:
+        listening = json.loads(await process.stdout.readline())
+        assert listening["event"] == "listening"
+        await put(session, listening, replica)
+        url = f"http://127.0.0.1:{listening['port']}/v1/completions"
+        replica.gate.release()
+        async with session.post(url, json={"prompt": "x", "stream": True}) as response:
+            await response.content.readuntil(b"\n\n")
+            process.send_signal(signal.SIGTERM)
+            status = 200
+            while status != 503:
+                replica_url = f"http://127.0.0.1:{listening['port']}/readyz"
+                async with session.get(replica_url) as probe:
+                    status = probe.status
+            async with session.post(url, json={"prompt": "x"}) as refused:
+                assert refused.status == 503
+                assert "retry-after" in refused.headers
+            for _ in range(2):
+                replica.gate.release()
+            assert (await response.read()).endswith(b"[DONE]\n\n")
+        assert await process.wait() == 0
+
+
+async def test_a_second_sigterm_ends_at_once_with_an_error_event(tmp_path, session, start_replica, scripts):
+    replica = await start_replica("r1", scripts.gated)
+    async with running(tmp_path) as process:
+        listening = json.loads(await process.stdout.readline())
+        await put(session, listening, replica)
+        replica.gate.release()
+        url = f"http://127.0.0.1:{listening['port']}"
+        async with session.post(f"{url}/v1/completions", json={"prompt": "x", "stream": True}) as response:
+            await response.content.readuntil(b"\n\n")
+            process.send_signal(signal.SIGTERM)
+            status = 200
+            while status != 503:
+                async with session.get(f"{url}/readyz") as probe:
+                    status = probe.status
+            process.send_signal(signal.SIGTERM)
+            assert b'"draining"' in await response.read()
+        assert await process.wait() == 0
+
+
+async def test_it_ends_when_its_parent_is_gone(tmp_path):
+    async with running(tmp_path, "--exit-with-parent") as process:
+        await process.stdout.readline()
+        process.stdin.close()
+        assert await process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "served_model_names"),
+        (CONFIG | {"port": 70000}, "port"),
+        (CONFIG | {"colour": 1}, "colour"),
+        (CONFIG | {"slo_classes": [{"name": "a", "model_alias": "tiny"}]}, "alias 'tiny'"),
+        (CONFIG | {"cpus": [100000]}, "cpus"),
+    ],
+)
+async def test_a_wrong_configuration_is_one_clear_line_and_status_2(tmp_path, config, message):
+    async with running(tmp_path, config=config) as process:
+        _, errors = await process.communicate()
+    assert process.returncode == 2
+    (line,) = errors.decode().splitlines()
+    assert message in line
+
+
+async def test_a_taken_port_is_one_clear_line_and_status_1(tmp_path, start_replica):
+    taken = int((await start_replica("r")).url.rpartition(":")[2])
+    async with running(tmp_path, config=CONFIG | {"port": taken}) as process:
+        _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert f"port {taken}" in errors.decode().splitlines()[-1]
+    assert "Traceback" not in errors.decode()
