@@ -1,7 +1,7 @@
 """What the API front end and the engine core say to each other: plain structs, packed as MessagePack.
 
 Knows no socket, no tensor and no text: the core speaks token ids only, the front end owns tokenizer and strings.
-Stop *strings* are therefore the front end's business (it aborts the request when it sees one); stop *ids* are the core's.
+Stop *strings* are therefore the front end's business (it aborts the request when it sees one); stop *ids* the core's.
 """
 
 import enum
@@ -163,7 +163,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     max_model_len: int
     vocab_size: int
     startup_seconds: dict[str, float]
-    """Start-up time by phase: import, load, allocate, warm_up."""
+    """Start-up time by phase: import, load, warm_up."""
     state: CoreState
 
 
@@ -180,15 +180,19 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
     request_id: str
     reason: str
-    """`too_large` or `queue_full`."""
+    """`too_large`, `queue_full`, or `invalid` for one that makes no sense."""
     message: str
     retry_after_seconds: float | None = None
+    param: str | None = None
+    """The request field that is wrong, where there is one."""
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):
     """The core is ending because of an error; every open request has failed."""
 
     message: str
+    kind: str = "EngineDead"
+    """Name of the error in `capstan_engine.errors`: ModelError or ConfigurationError when loading failed."""
 
 
 ToFrontEnd = Ready | Update | Refused | Fatal

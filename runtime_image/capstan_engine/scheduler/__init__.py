@@ -1,0 +1,1 @@
+"""The scheduler: decides what each step computes, and keeps the book of KV blocks. Pure: no tensors, clock or I/O."""

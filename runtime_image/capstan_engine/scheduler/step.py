@@ -1,12 +1,17 @@
-"""What the scheduler tells the runner to do in one step, and what the runner answers: plain values, no tensors."""
+"""What the scheduler tells the runner to do in one step, and what the runner answers: plain values, no tensors.
+
+One `ScheduledRequest` is made per request and step, which is why it is a struct: it is built ten times faster than a
+frozen dataclass. It has no reference cycles, so the garbage collector need not look at it.
+"""
 
 from dataclasses import dataclass, field
+
+import msgspec
 
 from capstan_engine.messages import SamplingParams, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
     """One request's part of a step: compute `token_ids` at positions `start ..`, K and V into `block_table`."""
 
     request_id: str
@@ -22,6 +27,7 @@ class ScheduledRequest:
     """The whole prompt, for penalties. The scheduler's own list: do not change it."""
     output_token_ids: list[int]
     """The output so far, for penalties and for the position of the random draw. Do not change it."""
+
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
@@ -48,8 +54,7 @@ class StepPlan:
         return sum(s.num_tokens for s in self.scheduled)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(msgspec.Struct, frozen=True, gc=False):
     """What the runner drew for one scheduled request with `samples`."""
 
     token_id: int

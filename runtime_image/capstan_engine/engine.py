@@ -1,0 +1,111 @@
+"""The step loop's body: plan, execute, commit, and one record of it.
+
+Knows no socket, no asyncio and no text; who calls `step` and where its update goes is the core's business.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from capstan_api.limits import BatchLimits
+from capstan_engine.errors import RequestError
+from capstan_engine.messages import CoreState, Ready, StepSample, Submit, Update
+from capstan_engine.scheduler.scheduler import Scheduler
+from capstan_engine.scheduler.step import StepPlan, StepResult
+
+
+class Runner(Protocol):
+    """What the engine asks of the model's side: one call per step. Errors it raises end the engine."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+
+class Engine:
+    """A scheduler and a runner, joined. `clock` must be the one that stamps `Submit.arrival_time` and deadlines."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._clock = clock
+        self._vocab_size = runner.vocab_size
+        self._num_steps = 0
+        self._num_heartbeats = 0
+        self._busy_seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def submit(self, submit: Submit) -> None:
+        """Accept a request. Raises RequestTooLarge, QueueFull, or RequestError for one that makes no sense."""
+        ids = submit.prompt_token_ids
+        # One id beyond the embedding would end the engine and every request in it.
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
+            raise RequestError(f"prompt token ids must be from 0 to {self._vocab_size - 1}", param="prompt")
+        self._scheduler.submit(submit)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forget requests; unknown ids are ignored."""
+        self._scheduler.abort(request_ids)
+
+    def set_limits(self, limits: BatchLimits) -> None:
+        """Apply limits at the next step."""
+        self._scheduler.set_limits(limits)
+
+    def step(self) -> Update:
+        """Compute one step. The update holds no sample when there was nothing to compute."""
+        started = self._clock()
+        plan = self._scheduler.plan(started)
+        result = self._runner.execute(plan) if plan else StepResult()
+        outputs = self._scheduler.commit(plan, result, self._clock())
+        ended = self._clock()
+        self._busy_seconds += ended - started
+        samples = [self._sample(plan, started, ended)] if plan else []
+        return Update(outputs=outputs, steps=samples, state=self.state())
+
+    def state(self) -> CoreState:
+        """Gauges and counters now; each call is one heartbeat."""
+        self._num_heartbeats += 1
+        scheduler, pool = self._scheduler, self._scheduler.pool
+        return CoreState(
+            time=self._clock(),
+            heartbeat=self._num_heartbeats,
+            steps=self._num_steps,
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            blocks_total=pool.num_blocks,
+            blocks_held=pool.num_held,
+            blocks_cached=pool.num_cached,
+            prefix_queries=scheduler.num_prefix_queries,
+            prefix_hits=scheduler.num_prefix_hits,
+            preemptions=scheduler.num_preemptions,
+            busy_seconds=self._busy_seconds,
+            max_sequences=scheduler.limits.max_sequences,
+            max_batched_tokens=scheduler.limits.max_batched_tokens,
+        )
+
+    def ready(self, startup_seconds: dict[str, float]) -> Ready:
+        """What the front end must know before the first request."""
+        return Ready(
+            num_blocks=self._scheduler.pool.num_blocks,
+            block_size=self._scheduler.block_size,
+            max_model_len=self._scheduler.max_model_len,
+            vocab_size=self._vocab_size,
+            startup_seconds=startup_seconds,
+            state=self.state(),
+        )
+
+    def _sample(self, plan: StepPlan, started: float, ended: float) -> StepSample:
+        self._num_steps += 1
+        return StepSample(
+            number=self._num_steps,
+            time=ended,
+            seconds=ended - started,
+            prefill_tokens=plan.num_prefill_tokens,
+            decode_sequences=plan.num_decodes,
+            context_tokens=plan.context_tokens,
+            attention_pairs=plan.attention_pairs,
+        )

@@ -1,0 +1,304 @@
+"""The scheduler: what the next step computes, and what follows from its result.
+
+Knows no tensor, no clock (`now` is an argument) and no text. One rule serves prefill, chunked prefill, decode and
+recomputation after preemption: a step lets computed tokens catch up with known tokens, under a token budget and a
+limit of running requests.
+
+    plan(now)                  decodes first, so that TPOT is bounded; then prompts in order of rank, running or waiting
+    commit(plan, result, now)  computed tokens become shareable, new tokens become known, requests end
+
+Surprising idea: one `rank`, fixed at arrival, decides everything that is an order: who is admitted, whose prompt goes
+first, and who is preempted (the worst rank). An admitted request holds blocks for its whole prompt at once, so only
+decodes can ever lack a block, and preemption happens in one place.
+"""
+
+import heapq
+from collections.abc import Iterable
+from operator import attrgetter
+
+from capstan_api.limits import BatchLimits
+from capstan_engine.errors import QueueFull, RequestError, RequestTooLarge
+from capstan_engine.messages import FinishReason, Output, Submit
+from capstan_engine.scheduler.block_pool import BlockPool
+from capstan_engine.scheduler.prefix_cache import PrefixCache
+from capstan_engine.scheduler.queueing import CompletionRate, WaitingQueue, retry_after_s
+from capstan_engine.scheduler.request import Request, Status
+from capstan_engine.scheduler.step import Sampled, ScheduledRequest, StepPlan, StepResult
+from capstan_engine.scheduler.step_builder import StepBuilder
+
+_by_rank = attrgetter("rank")
+
+
+class Scheduler:
+    """Continuous batching over one block pool. `plan` and `commit` alternate; everything else may come at any time."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        limits: BatchLimits,
+        max_queued_requests: int,
+        prefix_caching: bool = True,
+    ) -> None:
+        self.limits = limits
+        self.block_size = block_size
+        self.max_model_len = max_model_len
+        self.pool = BlockPool(num_blocks)
+        self.num_preemptions = 0
+        self.num_prefix_queries = 0
+        self.num_prefix_hits = 0
+        self._max_queued_requests = max_queued_requests
+        self._prefix_cache = PrefixCache(self.pool, block_size) if prefix_caching else None
+        # Blocks that an admission leaves free, so that the next decode does not have to preempt what was just admitted.
+        self._watermark = -(-num_blocks // 100)
+        self._requests: dict[str, Request] = {}
+        self._waiting = WaitingQueue()
+        self._running: list[Request] = []
+        self._deadlines: list[tuple[float, str]] = []
+        self._completions = CompletionRate()
+        self._num_submitted = 0
+        self._now = 0.0
+        self._planned: list[Request] | None = None
+        self._outputs: list[Output] = []
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def submit(self, submit: Submit) -> None:
+        """Put a request into the queue.
+
+        Raises RequestTooLarge when the engine could never hold it, QueueFull when too many wait, and RequestError for
+        an empty prompt or an id that is in use.
+        """
+        self._now = max(self._now, submit.arrival_time)
+        if submit.request_id in self._requests:
+            raise RequestError(f"request id {submit.request_id!r} is already in use", param="request_id")
+        if not submit.prompt_token_ids:
+            raise RequestError("the prompt must hold at least one token", param="prompt")
+        request = Request.from_submit(submit, self._num_submitted, self.max_model_len)
+        self._check_size(request)
+        free_places = max(self.limits.max_sequences - len(self._running), 0)
+        if len(self._waiting) >= self._max_queued_requests + free_places:
+            raise QueueFull(
+                f"{len(self._waiting)} requests wait already; try again later",
+                retry_after_seconds=retry_after_s(self._waiting, self._completions, self._now),
+            )
+        self._num_submitted += 1
+        self._requests[request.id] = request
+        self._waiting.push(request)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.id))
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Forget these requests and take their blocks back; unknown ids are ignored. No output follows."""
+        for request_id in request_ids:
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._release(request)
+
+    def set_limits(self, limits: BatchLimits) -> None:
+        """Apply `limits` from the next plan on. Lower ones drain: nothing running is preempted for them."""
+        self.limits = limits
+
+    def plan(self, now: float) -> StepPlan:
+        """The next step. Requests past their deadline end first; their outputs come with the commit of this plan."""
+        assert self._planned is None, "commit the last plan before making another"
+        self._now = now
+        self._end_expired(now)
+        step = StepBuilder(self.limits.max_batched_tokens, now)
+        for request in self._decodes_with_room(step.budget):
+            step.add(request)
+        self._add_prompts(step)
+        self._planned = step.requests
+        return step.plan()
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Output]:
+        """Take over the result of `plan`. Returns new tokens and ends, those of expired requests included."""
+        assert self._planned is not None, "nothing was planned"
+        self._now = now
+        # Pairing by object and not by id: an id may have been aborted and used again since the plan.
+        for request, scheduled in zip(self._planned, plan.scheduled, strict=True):
+            if request.status is Status.RUNNING:
+                self._commit_one(request, scheduled, result, now)
+        self._planned = None
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def _check_size(self, request: Request) -> None:
+        num_prompt_tokens, max_tokens = len(request.prompt_token_ids), request.params.max_tokens
+        if num_prompt_tokens + min(max_tokens, 1) > self.max_model_len:
+            raise RequestTooLarge(
+                f"the prompt has {num_prompt_tokens} tokens, which leaves no room for output: "
+                f"this engine's max_model_len is {self.max_model_len}",
+                param="prompt",
+            )
+        capacity = self.pool.num_blocks * self.block_size
+        if request.max_length > capacity:
+            raise RequestTooLarge(
+                f"{num_prompt_tokens} prompt tokens plus max_tokens {max_tokens} exceed the {capacity} tokens that the "
+                "KV cache holds; shorten the prompt, lower max_tokens, or give the engine more kv_cache_bytes",
+                param="max_tokens",
+            )
+
+    def _end_expired(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] < now:
+            deadline, request_id = heapq.heappop(self._deadlines)
+            # The entry may belong to a request that has ended, or to an earlier one of the same id.
+            request = self._requests.get(request_id)
+            if request is not None and request.deadline == deadline:
+                self._end(request, FinishReason.DEADLINE, now)
+
+    def _decodes_with_room(self, budget: int) -> list[Request]:
+        """Running requests that lack one token, each with a block for it. They take turns when not all fit."""
+        decodes = [request for request in self._running if request.num_uncomputed == 1]
+        if len(decodes) > budget:
+            del decodes[budget:]
+            served = set(decodes)
+            self._running = [request for request in self._running if request not in served] + decodes
+        for request in decodes:
+            if len(request.token_ids) > len(request.block_table) * self.block_size:
+                self._make_room_for(request)
+        return [request for request in decodes if request.status is Status.RUNNING]
+
+    def _make_room_for(self, request: Request) -> None:
+        """Give `request` one more block; preempt the worst ranks for it, itself when it is the worst."""
+        while request.status is Status.RUNNING:
+            if self.pool.num_free:
+                request.block_table.append(self.pool.take())
+                return
+            self._preempt(max(self._running, key=_by_rank))
+
+    def _add_prompts(self, step: StepBuilder) -> None:
+        """Prefill in order of rank, whether running already or still waiting, until the budget is spent."""
+        prefills = [request for request in self._running if request.num_uncomputed > 1]
+        prefills.sort(key=_by_rank, reverse=True)
+        may_admit = True
+        while step.budget:
+            if may_admit and (not prefills or self._waiting.precedes(prefills[-1])):
+                # Room does not grow within a step: a head that does not fit is asked only once.
+                may_admit = self._admit_head()
+                if may_admit:
+                    step.add(self._running[-1])
+            elif prefills:
+                step.add(prefills.pop())
+            else:
+                return
+
+    def _admit_head(self) -> bool:
+        """Let the head of the queue run, with blocks for all its known tokens, if there is room for it."""
+        if not self._waiting or len(self._running) >= self.limits.max_sequences:
+            return False
+        request = self._waiting.head
+        # Prompt log probabilities need every position computed.
+        cache = self._prefix_cache if request.prompt_logprobs is None else None
+        cached = [] if cache is None else cache.match(request)
+        num_new = self._num_blocks_for(len(request.token_ids)) - len(cached)
+        num_needed = num_new + sum(map(self.pool.is_free, cached))
+        if num_needed + (self._watermark if self._running else 0) > self.pool.num_free:
+            return False
+        self.pool.share(cached)
+        request.block_table = cached + [self.pool.take() for _ in range(num_new)]
+        request.num_published = len(cached)
+        request.num_computed = len(cached) * self.block_size
+        if cache is not None and request.first_scheduled_time is None:
+            request.num_cached_tokens = request.num_computed
+            self.num_prefix_queries += len(request.prompt_token_ids)
+            self.num_prefix_hits += request.num_computed
+        self._waiting.remove(request)
+        request.status = Status.RUNNING
+        self._running.append(request)
+        return True
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def _commit_one(self, request: Request, scheduled: ScheduledRequest, result: StepResult, now: float) -> None:
+        error = result.errors.get(request.id)
+        if error is not None:
+            # What this request computed may be why it failed: nobody shall share it.
+            self.pool.forget(request.block_table)
+            self._end(request, FinishReason.ERROR, now, error=error)
+            return
+        request.num_computed += len(scheduled.token_ids)
+        if self._prefix_cache is not None and request.num_computed >= (request.num_published + 1) * self.block_size:
+            self._prefix_cache.publish(request)
+        if request.prompt_logprobs is not None:
+            request.prompt_logprobs += result.prompt_logprobs.get(request.id, [])
+        if scheduled.samples:
+            sampled = result.sampled[request.id]
+            reason = request.append(sampled.token_id)
+            if reason is None:
+                self._emit(request, sampled)
+            else:
+                self._end(request, reason, now, sampled)
+        elif not request.num_uncomputed:
+            # Nothing to sample and nothing left to compute: only the prompt was wanted (max_tokens 0).
+            self._end(request, FinishReason.LENGTH, now)
+
+    def _end(
+        self,
+        request: Request,
+        reason: FinishReason,
+        now: float,
+        sampled: Sampled | None = None,
+        *,
+        error: str | None = None,
+    ) -> None:
+        self._emit(request, sampled, reason, error)
+        self._release(request)
+        self._completions.record(now, len(self._waiting))
+
+    def _emit(
+        self,
+        request: Request,
+        sampled: Sampled | None,
+        reason: FinishReason | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Queue an output. The request's first one also carries what is known only once."""
+        is_first = len(request.output_token_ids) == (sampled is not None)
+        is_whole = reason is None or reason in (FinishReason.STOP, FinishReason.LENGTH)
+        self._outputs.append(
+            Output(
+                request_id=request.id,
+                token_ids=[] if sampled is None else [sampled.token_id],
+                logprobs=None if sampled is None or sampled.logprobs is None else [sampled.logprobs],
+                prompt_logprobs=request.prompt_logprobs if is_whole else None,
+                finish_reason=reason,
+                stop_token_id=sampled.token_id if sampled is not None and reason is FinishReason.STOP else None,
+                error=error,
+                num_cached_tokens=request.num_cached_tokens if is_first else 0,
+                first_scheduled_time=request.first_scheduled_time if is_first else None,
+            )
+        )
+        request.prompt_logprobs = None
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the queue: known tokens stay, computed ones are computed again."""
+        self.num_preemptions += 1
+        self._running.remove(request)
+        self.pool.give_back(request.block_table)
+        request.restart()
+        request.status = Status.WAITING
+        self._waiting.push(request)
+
+    def _release(self, request: Request) -> None:
+        """Take everything back from a request that ends."""
+        if request.status is Status.RUNNING:
+            self._running.remove(request)
+            self.pool.give_back(request.block_table)
+        else:
+            self._waiting.remove(request)
+        request.status = Status.ENDED
+        del self._requests[request.id]

@@ -1,0 +1,23 @@
+"""What every run of the tests tells at its end: by name, the tests that it was told to leave out."""
+
+from collections.abc import Sequence
+
+import pytest
+
+_LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LEFT_OUT] = []
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        item.config.stash[_LEFT_OUT].append(item.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left_out := config.stash[_LEFT_OUT]:
+        terminalreporter.section("left out")
+        for nodeid in left_out:
+            terminalreporter.line(f"LEFT OUT {nodeid}")
