@@ -1,0 +1,25 @@
+"""No quantization: a weight `[N, K]` and perhaps a bias `[N]`."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from capstan_engine.kernels import Kernels, Linear
+from capstan_engine.quant.format import LinearSpec
+
+
+class Plain:
+    """Weights in the engine's own dtype."""
+
+    def tensors(self, spec: LinearSpec) -> dict[str, tuple[int, ...]]:
+        """`NAME.weight`, and `NAME.bias` where the layer has one."""
+        shapes: dict[str, tuple[int, ...]] = {f"{spec.name}.weight": (spec.out_features, spec.in_features)}
+        if spec.bias:
+            shapes[f"{spec.name}.bias"] = (spec.out_features,)
+        return shapes
+
+    def load(self, read: Callable[[str], torch.Tensor], specs: Sequence[LinearSpec], kernels: Kernels) -> Linear:
+        """Fused weights are concatenated once, here, and packed."""
+        weight = torch.cat([read(f"{spec.name}.weight") for spec in specs])
+        bias = torch.cat([read(f"{spec.name}.bias") for spec in specs]) if specs[0].bias else None
+        return kernels.pack_linear(weight, bias)

@@ -1,0 +1,1 @@
+"""The runner turns a step's plan into tensors, runs the model and draws the tokens."""
