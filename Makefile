@@ -9,6 +9,7 @@ CAPSTAN_TORCH ?= default
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
+PACKAGES := capstan_api capstan_engine capstan_gateway capstan_operator capstan_cli models
 
 .PHONY: help
 help: ## List the targets
@@ -36,7 +37,37 @@ $(VENV)/.stamp: $(UV) requirements.lock pyproject.toml
 	@VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+.PHONY: lint
+lint: setup ## Check formatting, style, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: setup ## Run every test that needs no GPU and no cluster; PARTS="contract gateway" runs some
+	@PYTHON=$(BIN)/python .ci/test $(PARTS)
+
+.PHONY: generate
+generate: setup ## Write the files that are generated from others
+	@for generator in */generate.py; do $(BIN)/python $$generator || exit 1; done
+
+.PHONY: clean
+clean: ## Remove what was built and cached, but not the environment
+	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
 .PHONY: lock
 lock: ## Resolve the newest versions into requirements.lock
 	@$(UV) pip compile pyproject.toml --universal --generate-hashes --all-extras --python-version 3.11 \
 	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+
+# What is replayed, in the words of `capstan up --help`; `make demo DEMO_SPEEDUP=20` changes one part of it.
+DEMO_TRACE ?= crds/examples/traces/azure23-conv-excerpt.csv
+DEMO_SPEEDUP ?= 0:9,45:9,60:36,105:36,120:9
+DEMO_LOAD ?= --window 300: --max-prompt 1024 --max-output 256 --slo-class-mix interactive=0.8,batch=0.2
+
+.PHONY: demo
+demo: setup ## Serve the shipped model, replay real traffic, and see limits and replicas follow it (3 minutes)
+	@$(BIN)/capstan up crds/examples/quickstart.yaml --port 0 --replay $(DEMO_TRACE) --speedup $(DEMO_SPEEDUP) \
+	  $(DEMO_LOAD) --run-dir build/demo/run --report build/demo --check
