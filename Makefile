@@ -39,10 +39,10 @@ $(VENV)/.stamp: $(UV) requirements.lock pyproject.toml
 
 .PHONY: lint
 lint: setup ## Check formatting, style, types and layers
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
-	$(BIN)/lint-imports
+	@failed=; check() { echo "== $$*"; $(BIN)/"$$@" || failed="$$failed\n  $$*"; }; \
+	check ruff format --check .; check ruff check .; \
+	check mypy $(addprefix -p ,$(PACKAGES)); check lint-imports --no-logo; \
+	test -z "$$failed" || { printf "lint: failed:$$failed\n" >&2; exit 1; }
 
 .PHONY: test
 test: setup ## Run every test that needs no GPU and no cluster; PARTS="contract gateway" runs some
@@ -65,7 +65,7 @@ lock: ## Resolve the newest versions into requirements.lock
 # What is replayed, in the words of `capstan up --help`; `make demo DEMO_SPEEDUP=20` changes one part of it.
 DEMO_TRACE ?= crds/examples/traces/azure23-conv-excerpt.csv
 DEMO_SPEEDUP ?= 0:9,45:9,60:36,105:36,120:9
-DEMO_LOAD ?= --window 300: --max-prompt 1024 --max-output 256 --slo-class-mix interactive=0.8,batch=0.2
+DEMO_LOAD ?= --peak-load 1.5 --window 300: --max-prompt 1024 --max-output 256 --slo-class-mix interactive=0.8,batch=0.2
 
 .PHONY: demo
 demo: setup ## Serve the shipped model, replay real traffic, and see limits and replicas follow it (3 minutes)

@@ -24,6 +24,8 @@ class TraceLoad:
     speed: Speed = field(default_factory=Speed)
     mix: ClassMix = field(default_factory=ClassMix)
     seed: int = 0
+    peak_load: float | None = None
+    """Wanted peak, in multiples of what one replica serves; the replay thins the trace to it. None: as it is."""
 
     def arrivals(self) -> list[Arrival]:
         """The requests of the run; raises `InputError`."""
@@ -50,6 +52,7 @@ class TraceLoad:
             "speedup": str(self.speed),
             "slo_class_mix": asdict(self.mix),
             "seed": self.seed,
+            "peak_load": self.peak_load,
             "mean_prompt_tokens": round(sum(a.prompt_tokens for a in arrivals) / len(arrivals), 1),
             "mean_output_tokens": round(sum(a.output_tokens for a in arrivals) / len(arrivals), 1),
         }

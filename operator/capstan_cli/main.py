@@ -75,6 +75,16 @@ def up(
         int,
         typer.Option(min=0, help="Seconds to wait after the load for replicas to fall back.", rich_help_panel=_REPLAY),
     ] = 60,
+    peak_load: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=100,
+            help="Keep only the even share of the trace whose busiest 10 s bring this multiple of the rate at which "
+            "one replica serves a burst of it, measured beforehand: the same course on any machine.",
+            rich_help_panel=_REPLAY,
+        ),
+    ] = None,
     speedup: Speedup = "1",
     window: Window = None,
     every: Every = 1,
@@ -108,7 +118,9 @@ def up(
     load = None
     if replay is not None:
         mix = ClassMix.parse(slo_class_mix) if slo_class_mix else ClassMix()
-        load = TraceLoad(replay, window, every, clones, max_prompt, max_output, Speed.parse(speedup), mix, seed)
+        load = TraceLoad(
+            replay, window, every, clones, max_prompt, max_output, Speed.parse(speedup), mix, seed, peak_load
+        )
     raise typer.Exit(
         command.run(
             command.Options(

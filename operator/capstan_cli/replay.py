@@ -8,8 +8,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from capstan_cli import endpoint, generator
+from capstan_cli import endpoint, fit, generator
 from capstan_cli.frames import Frame
 from capstan_cli.load import TraceLoad, longest
 from capstan_cli.measure import Outcome
@@ -39,6 +40,11 @@ class Replay:
         self._turned = asyncio.Event()
         self._frame: Frame | None = None
         self._num_ended = 0
+        self._fit: fit.Fit | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the report must know to repeat the load."""
+        return {**self.load.facts(self.arrivals), "fit": self._fit and self._fit.facts()}
 
     def see(self, frame: Frame) -> None:
         """Tell of the newest turn."""
@@ -54,6 +60,11 @@ class Replay:
             target = await generator.connect(
                 client, first.endpoint, first.model, seed=self.load.seed, longest=longest(self.arrivals)
             )
+            if self.load.peak_load is not None:
+                self._say("Measuring what one replica serves.")
+                rate = await fit.served_rate(client, target, self.arrivals)
+                self.arrivals, self._fit = fit.fitted(self.arrivals, rate, self.load.peak_load)
+                self._say(f"One replica serves {rate:.1f} requests/s; {self._fit.kept_share:.0%} of the trace is kept.")
             total, seconds = len(self.arrivals), self.arrivals[-1].at_s
             self._say(f"Replaying {total} requests of {self.load.path.name} over {seconds:.0f} s.")
             started_at = time.time()

@@ -136,6 +136,21 @@ def every(arrivals: Sequence[Arrival], n: int) -> list[Arrival]:
     return list(arrivals[::n])
 
 
+def thinned(arrivals: Sequence[Arrival], share: float) -> list[Arrival]:
+    """An even `share` (0 to 1) of the requests, in order: what that share of a fleet would have got."""
+    return [a for i, a in enumerate(arrivals) if math.floor((i + 1) * share) > math.floor(i * share)]
+
+
+def peak_rate(arrivals: Sequence[Arrival], window_s: float = 10.0) -> float:
+    """Requests/s in the busiest `window_s` seconds."""
+    most, first = 0, 0
+    for last, arrival in enumerate(arrivals):
+        while arrivals[first].at_s <= arrival.at_s - window_s:
+            first += 1
+        most = max(most, last - first + 1)
+    return most / window_s
+
+
 def capped(arrivals: Iterable[Arrival], max_prompt: int | None, max_output: int | None) -> list[Arrival]:
     """Lengths above a cap become the cap; times stay."""
     return [

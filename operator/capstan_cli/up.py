@@ -154,7 +154,7 @@ class _Session:
             frames=list(self._frames),
             outcomes=replayed.outcomes,
             summary=summary,
-            load_facts=replay.load.facts(replay.arrivals),
+            load_facts=replay.facts(),
             cpu_facts=cpu_facts,
             load_started_at=replayed.started_at,
             wall_seconds=wall_seconds,

@@ -152,3 +152,26 @@ def test_a_class_mix_is_drawn_by_its_shares():
 def test_a_broken_class_mix_is_refused(text):
     with pytest.raises(InputError, match="--slo-class-mix"):
         ClassMix.parse(text)
+
+
+@given(st.integers(1, 300), st.floats(0.0, 1.0))
+def test_thinning_keeps_an_even_share_of_real_requests(number, share):
+    arrivals = [Arrival(float(i), i + 1, 1) for i in range(number)]
+    kept = traffic.thinned(arrivals, share)
+    assert abs(len(kept) - number * share) <= 1
+    assert [a for a in arrivals if a in kept] == kept
+    # Even: no stretch of the trace gets more than one request beyond its share.
+    half = traffic.thinned(arrivals, share)[: len(kept) // 2]
+    assert not half or abs(half[-1].at_s - kept[-1].at_s / 2) <= 2 / share
+
+
+def test_a_whole_share_keeps_everything():
+    arrivals = [Arrival(float(i), 1, 1) for i in range(97)]
+    assert traffic.thinned(arrivals, 1.0) == arrivals
+
+
+def test_the_peak_is_the_busiest_window_and_not_the_mean():
+    quiet = [Arrival(float(i), 1, 1) for i in range(60)]
+    burst = [Arrival(60 + i / 10, 1, 1) for i in range(50)]
+    assert traffic.peak_rate(quiet, 10) == 1.0
+    assert traffic.peak_rate([*quiet, *burst], 5) == 10.0
