@@ -1,0 +1,90 @@
+"""From a decided state to the actions that bring the world there, in the order in which they should be carried out.
+
+The gateway comes first, and is told of a departure before it begins; limits come before departures, because they
+protect what is being served. What is already so needs no action.
+"""
+
+from pathlib import Path
+
+from capstan_api.replicas import ReplicaEntry, ReplicaState
+from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.decide import render
+from capstan_operator.decide.actions import (
+    Action,
+    DrainReplica,
+    EnsureGateway,
+    Route,
+    SetLimits,
+    StartReplica,
+    StopReplica,
+)
+from capstan_operator.decide.batch_limits import LimitsMemory
+from capstan_operator.decide.memory import Memory
+from capstan_operator.decide.observation import Observation, Phase, Replica
+from capstan_operator.decide.rollout import Plan
+
+_SHORTEST_LEASE_S, _LONGEST_LEASE_S = 30, 3600
+_LONGEST_REASON = 500
+
+
+def actions(
+    deployment: InferenceDeployment, observation: Observation, plan: Plan, memory: Memory
+) -> tuple[Action, ...]:
+    """Everything to do now; empty when the world is as it should be and no lease is half over."""
+    spec = deployment.spec
+    wanted: list[Action] = []
+    gateway, gateway_revision = observation.gateway, render.gateway_revision(deployment)
+    if gateway is None or gateway.revision != gateway_revision:
+        wanted.append(EnsureGateway(revision=gateway_revision, args=render.gateway_args(deployment)))
+    if observation.model_directory is not None:
+        args = render.engine_args(deployment, Path(observation.model_directory))
+        millicores = spec.variant.resources.cpu_millicores
+        wanted += [
+            StartReplica(id=i, revision=memory.revision, args=args, cpu_millicores=millicores) for i in plan.start
+        ]
+    table = tuple(
+        ReplicaEntry(id=r.id, url=r.url, state=_state(r, plan))
+        for r in sorted(observation.with_phase(Phase.READY, Phase.DRAINING), key=lambda r: r.id)
+        if r.url is not None
+    )
+    if gateway is not None and gateway.table is not None and gateway.table != table:
+        wanted.append(Route(table=table))
+    wanted += _limits(observation, memory.limits, spec.scaling.batch_limits.adjustment_interval_seconds)
+    timeout_s = spec.disruption.drain_timeout_seconds
+    wanted += [DrainReplica(id=i, timeout_seconds=timeout_s) for i in plan.drain]
+    wanted += [StopReplica(id=i) for i in plan.stop]
+    return tuple(wanted)
+
+
+def _state(replica: Replica, plan: Plan) -> ReplicaState:
+    leaves = replica.phase is Phase.DRAINING or replica.id in plan.drain
+    return ReplicaState.DRAINING if leaves else ReplicaState.READY
+
+
+def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> list[SetLimits]:
+    """Limits for every engine that has others, and renewals for leases that are half over."""
+    if memory.limits is None:
+        return []
+    lease_s = min(max(_SHORTEST_LEASE_S, 6 * interval_s), _LONGEST_LEASE_S)
+    changes = []
+    # An engine that drains refuses changes: it gets no more load, and its lease outlives most of what it has.
+    for replica in observation.with_phase(Phase.READY):
+        state = replica.limits
+        if state is None:
+            continue
+        limits = state.envelope.clamp(memory.limits)
+        renewal, left_s = limits == state.limits, state.lease_remaining_seconds
+        # Without a lease the defaults are in force, and they last.
+        if renewal and (left_s is None or left_s > lease_s / 2):
+            continue
+        changes.append(
+            SetLimits(
+                id=replica.id,
+                limits=limits,
+                version=state.version,
+                lease_seconds=lease_s,
+                reason=(memory.message or memory.reason)[:_LONGEST_REASON],
+                is_renewal=renewal,
+            )
+        )
+    return changes

@@ -1,0 +1,42 @@
+"""What a decision hands to the next one.
+
+All of it is small but the window of counters, which is left out of the form that survives a restart (`durable`): it is
+filled again within seconds, while the fitted model, the streaks and the error budgets took long to learn.
+"""
+
+from pydantic import ValidationError
+
+from capstan_operator.decide.batch_limits import LimitsMemory
+from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.ledger import Ledger
+from capstan_operator.decide.replicas import ReplicasMemory
+from capstan_operator.decide.signals import Lengths, Window
+from capstan_operator.decide.values import Value
+
+
+class Memory(Value):
+    """State of the law for one deployment; the default is that of a deployment never seen before."""
+
+    at: float = 0
+    """Moment of the decision that wrote this."""
+    revision: str = ""
+    model: EngineModel = EngineModel()
+    lengths: Lengths = Lengths()
+    limits: LimitsMemory = LimitsMemory()
+    replicas: ReplicasMemory = ReplicasMemory()
+    ledger: Ledger = Ledger()
+    window: Window = Window()
+
+    def durable(self) -> str:
+        """JSON for `status.memory`, a few kilobytes whatever the number of replicas."""
+        return self.model_dump_json(exclude={"window"})
+
+    @classmethod
+    def restored(cls, text: str) -> "Memory":
+        """The memory in `status.memory`; a fresh one when there is none or another version wrote it."""
+        if not text:
+            return cls()
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError:
+            return cls()

@@ -1,0 +1,67 @@
+"""From a wanted number and a revision to replicas started, drained and stopped.
+
+Stateless: it compares what is there with what should be, so it may be interrupted and repeated anywhere. Knows nothing
+of load beyond the number of requests on each replica.
+
+A change of revision replaces old replicas by new ones without having fewer than `wanted − maxUnavailable` ready or more
+than `wanted + maxSurge` in all; draining ones have left and count in neither.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from capstan_operator.decide.observation import Phase, Replica
+from capstan_operator.decide.values import Value
+
+
+class Plan(Value):
+    """Ids of replicas to start, to drain, and to stop at once because they serve nobody."""
+
+    start: tuple[str, ...] = ()
+    drain: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+
+
+def plan(
+    replicas: Iterable[Replica],
+    *,
+    name: str,
+    revision: str,
+    wanted: int,
+    max_surge: int,
+    max_unavailable: int,
+    load: Mapping[str, float],
+) -> Plan:
+    """The next moves; empty when `wanted` replicas of `revision` are all there is."""
+    replicas = tuple(replicas)
+    live = [r for r in replicas if r.phase is not Phase.DRAINING]
+    new = [r for r in live if r.revision == revision]
+    old = [r for r in live if r.revision != revision]
+    ready = [r for r in live if r.phase is Phase.READY]
+
+    room = wanted - len(new) if not old else min(wanted - len(new), wanted + max_surge - len(live))
+    start = _free_ids(name, revision, {r.id for r in replicas}, max(0, room))
+
+    # Old replicas that serve nobody protect nothing; those that serve go as fast as availability allows.
+    spare = len(ready) - (wanted - max_unavailable if old else wanted)
+    leaving = [r for r in old if r.phase is not Phase.READY]
+    serving_old = sorted((r for r in old if r.phase is Phase.READY), key=lambda r: _reluctance(r, load))
+    leaving += serving_old[: max(0, min(spare, len(serving_old)))]
+    surplus = len(new) - wanted
+    if surplus > 0:
+        leaving += sorted(new, key=lambda r: _reluctance(r, load))[:surplus]
+    return Plan(
+        start=start,
+        drain=tuple(r.id for r in leaving if r.phase is Phase.READY),
+        stop=tuple(r.id for r in leaving if r.phase is not Phase.READY),
+    )
+
+
+def _reluctance(replica: Replica, load: Mapping[str, float]) -> tuple[int, float, float, str]:
+    """Sorts the best victim first: one that serves nobody, then least work in flight, then youngest."""
+    order = (Phase.FAILED, Phase.STARTING, Phase.READY, Phase.DRAINING)
+    return (order.index(replica.phase), load.get(replica.id, 0.0), -replica.created_at, replica.id)
+
+
+def _free_ids(name: str, revision: str, taken: set[str], count: int) -> tuple[str, ...]:
+    ids: Sequence[str] = [f"{name}-{revision}-{n}" for n in range(count + len(taken))]
+    return tuple(i for i in ids if i not in taken)[:count]

@@ -1,0 +1,8 @@
+"""Moments as the Kubernetes API writes them."""
+
+from datetime import UTC, datetime
+
+
+def rfc3339(moment: float) -> str:
+    """Epoch seconds as UTC to the second, such as 2026-01-31T12:00:00Z."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

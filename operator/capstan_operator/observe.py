@@ -1,0 +1,95 @@
+"""One look at the world: facts from the world, numbers from the processes themselves, all asked at the same time.
+
+Judges nothing and never fails because a process does: what could not be read is absent from the observation, and named
+in its faults.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.admin import AdminClient
+from capstan_operator.decide.memory import Memory
+from capstan_operator.decide.observation import Gateway, Observation, Phase, Replica
+from capstan_operator.errors import AdminError, ModelNotFound, ScrapeError
+from capstan_operator.scrape import Scraper, engine_metrics, gateway_metrics
+from capstan_operator.world.base import GatewayFacts, ReplicaFacts, World
+
+
+class Observer:
+    """Looks at one world. `clock` gives epoch seconds."""
+
+    def __init__(
+        self, world: World, scraper: Scraper, admin: AdminClient, *, max_step_samples: int, clock: Callable[[], float]
+    ) -> None:
+        self._world = world
+        self._scraper = scraper
+        self._admin = admin
+        self._max_step_samples = max_step_samples
+        self._clock = clock
+
+    async def observe(self, deployment: InferenceDeployment, memory: Memory) -> Observation:
+        """`memory` says which step samples were seen before."""
+        faults: list[str] = []
+        try:
+            model_directory = str(self._world.model_directory(deployment.spec.model.source.uri))
+        except ModelNotFound as error:
+            model_directory = None
+            faults.append(str(error))
+        gateway_facts = await self._world.gateway()
+        replica_facts = await self._world.replicas()
+        classes = [slo.name for slo in deployment.spec.slos]
+        gateway, replicas = await asyncio.gather(
+            self._gateway(gateway_facts, classes, faults),
+            asyncio.gather(*(self._replica(facts, memory, faults) for facts in replica_facts)),
+        )
+        return Observation(
+            at=self._clock(),
+            replicas=tuple(sorted(replicas, key=lambda r: r.id)),
+            gateway=gateway,
+            model_directory=model_directory,
+            faults=tuple(faults),
+        )
+
+    async def _gateway(self, facts: GatewayFacts | None, classes: Iterable[str], faults: list[str]) -> Gateway | None:
+        if facts is None:
+            return None
+        gateway = Gateway(
+            revision=facts.revision, phase=facts.phase, url=facts.url, restarts=facts.restarts, message=facts.message
+        )
+        if facts.phase is not Phase.READY or facts.url is None or facts.admin_url is None:
+            return gateway
+        try:
+            page, table = await asyncio.gather(self._scraper.gateway(facts.url), self._admin.table(facts.admin_url))
+            metrics = gateway_metrics(page, self._clock(), classes)
+        except (ScrapeError, AdminError) as error:
+            faults.append(f"gateway: {error}")
+            return gateway
+        return gateway.model_copy(update={"metrics": metrics, "table": table})
+
+    async def _replica(self, facts: ReplicaFacts, memory: Memory, faults: list[str]) -> Replica:
+        replica = Replica(
+            id=facts.id,
+            revision=facts.revision,
+            phase=facts.phase,
+            created_at=facts.created_at,
+            ready_at=facts.ready_at,
+            restarts=facts.restarts,
+            url=facts.url,
+            message=facts.message,
+        )
+        if facts.phase not in (Phase.READY, Phase.DRAINING) or facts.url is None or facts.admin_url is None:
+            return replica
+        track = memory.window.tracks.get(facts.id)
+        after = track.last_step if track is not None and track.is_of(replica) else 0
+        try:
+            page, samples, limits = await asyncio.gather(
+                self._scraper.engine(facts.url),
+                self._admin.steps(facts.admin_url, after=after, limit=self._max_step_samples),
+                self._admin.limits(facts.admin_url),
+            )
+            metrics = engine_metrics(page, self._clock(), samples)
+        except (ScrapeError, AdminError) as error:
+            faults.append(f"{facts.id}: {error}")
+            return replica
+        return replica.model_copy(update={"metrics": metrics, "limits": limits})

@@ -1,0 +1,83 @@
+"""The seam between the control loop and the place where processes run.
+
+A world starts and ends processes and knows where they listen; it decides nothing, and it does not speak to them about
+limits or routes: that is the same everywhere and done by `observe` and `apply`. Every method that changes something may
+be called again with the same arguments without harm, returns without waiting for the outcome (which the next look at
+the world shows), and raises `WorldError` when it cannot even begin.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from capstan_api.engine_args import EngineArgs, GatewayArgs
+from capstan_api.status import InferenceDeploymentStatus
+from capstan_operator.decide.observation import Phase
+
+
+@dataclass(frozen=True)
+class ReplicaFacts:
+    """One engine as the world knows it. Times are epoch seconds; the addresses are None until it listens."""
+
+    id: str
+    revision: str
+    phase: Phase
+    created_at: float
+    ready_at: float | None = None
+    restarts: int = 0
+    url: str | None = None
+    admin_url: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class GatewayFacts:
+    """The gateway as the world knows it."""
+
+    revision: str
+    phase: Phase
+    restarts: int = 0
+    url: str | None = None
+    admin_url: str | None = None
+    message: str = ""
+
+
+class World(Protocol):
+    """Where one InferenceDeployment runs."""
+
+    @property
+    def admin_token(self) -> str:
+        """Bearer token of every admin port in this world."""
+
+    @property
+    def wake(self) -> asyncio.Event:
+        """Set when a process changed its phase, so that the loop need not wait for its timer."""
+
+    def model_directory(self, uri: str) -> Path:
+        """Where the checkpoint of `spec.model.source.uri` lies. Raises `ModelNotFound` with the remedy."""
+
+    async def replicas(self) -> Sequence[ReplicaFacts]:
+        """All replicas that exist, leaving ones included."""
+
+    async def gateway(self) -> GatewayFacts | None:
+        """The gateway, None when there is none."""
+
+    async def start_replica(self, replica_id: str, revision: str, args: EngineArgs, cpu_millicores: int) -> None:
+        """Have a replica of this id. The world fills in host, ports, processors and the step log's place."""
+
+    async def drain_replica(self, replica_id: str, timeout_s: float) -> None:
+        """Let it finish what it accepted, then end it; end it anyway after the timeout."""
+
+    async def stop_replica(self, replica_id: str) -> None:
+        """End it now."""
+
+    async def ensure_gateway(self, revision: str, args: GatewayArgs) -> None:
+        """Have a gateway of this revision at the endpoint that clients know."""
+
+    async def write_status(self, status: InferenceDeploymentStatus) -> None:
+        """Publish the status."""
+
+    async def close(self, timeout_s: float | None = None) -> None:
+        """End everything that this world has started, accepted requests first when there is a timeout to do so."""

@@ -1,0 +1,164 @@
+"""The fast loop: rungs, margins, and what moves them."""
+
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import NOW, STEP_COSTS, samples
+
+from capstan_api.limits import BatchLimits, Envelope
+from capstan_api.spec import BatchLimitsPolicy
+from capstan_operator.decide.batch_limits import Advice, LimitsMemory, Situation, Target, adjust, ladder, move
+from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.signals import Lengths, Signals
+
+ENVELOPE = Envelope(min_sequences=4, max_sequences=32, min_batched_tokens=64, max_batched_tokens=1024)
+POLICY = BatchLimitsPolicy(adjustment_interval_seconds=3, max_step_percent=25)
+MODEL = EngineModel().learn(samples(200))
+
+
+def situation(
+    *,
+    sequences: float = 8,
+    queue: float = 0,
+    tpot_s: float | None = None,
+    threshold_s: float | None = 0.06,
+    **fields: Any,
+) -> Situation:
+    target = None
+    if threshold_s is not None:
+        target = Target(threshold_s=threshold_s, class_threshold_s=threshold_s, measured_s=tpot_s, num_measured=50)
+    signals = Signals(
+        window_s=10,
+        gateway_seen=True,
+        complete=True,
+        waiting=queue,
+        decode_sequences=sequences,
+        context_tokens=sequences * 225,
+    )
+    fields = {"kv_tokens": 65536, "lengths": Lengths(prompt=200, output=50, weight=100), **fields}
+    return Situation(model=MODEL, signals=signals, target=target, **fields)
+
+
+def settled(of: Situation, memory: LimitsMemory | None = None, turns: int = 60) -> LimitsMemory:
+    memory = memory or LimitsMemory(adjusted_at=NOW)
+    for _ in range(turns):
+        memory = adjust(memory, of, ENVELOPE, POLICY, (memory.adjusted_at or NOW) + 3).memory
+    return memory
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 100))
+def test_a_ladder_falls_from_top_to_bottom_in_steps_of_at_most_the_percentage(a: int, b: int, percent: int) -> None:
+    top, bottom = max(a, b), min(a, b)
+    rungs = ladder(top, bottom, percent)
+    assert (rungs[0], rungs[-1]) == (top, bottom)
+    for above, below in pairwise(rungs):
+        # Whole numbers: one apart is the least there is, and rounding is half a unit.
+        assert above - below == 1 or above <= (below + 0.5) * (1 + percent / 100)
+
+
+@given(st.floats(0, 3000), st.integers(5, 100))
+def test_a_steady_ideal_is_reached_and_then_left_alone(ideal: float, percent: int) -> None:
+    rungs = ladder(1024, 64, percent)
+    at = 1024
+    for _ in range(len(rungs) + 1):
+        at = move(at, ideal, rungs, percent)
+    assert move(at, ideal, rungs, percent) == at
+    assert at == 64 or at * (1 - 0.09) <= ideal
+
+
+@given(st.floats(70, 1000), st.lists(st.floats(-0.03, 0.03), min_size=20, max_size=20))
+def test_noise_within_the_margin_moves_nothing_to_and_fro(ideal: float, noise: list[float]) -> None:
+    rungs, at, moved = ladder(1024, 64, 25), 1024, []
+    for i in range(40):
+        new = move(at, ideal * (1 + noise[i % 20]), rungs, 25)
+        moved += [new - at] if new != at else []
+        at = new
+    assert all(m < 0 for m in moved)
+
+
+def test_the_budget_settles_where_a_full_step_fits_the_threshold() -> None:
+    limits = settled(situation(sequences=10)).limits
+    assert limits is not None
+    a, b, c, _, _ = STEP_COSTS
+    full_s = a + 10 * c + (limits.max_batched_tokens - 10) * b
+    assert 0.75 * 0.054 < full_s < 1.08 * 0.054
+
+
+def test_more_decoding_sequences_leave_less_for_prefill() -> None:
+    few, many = settled(situation(sequences=2)).limits, settled(situation(sequences=25)).limits
+    assert few is not None
+    assert many is not None
+    assert many.max_batched_tokens < few.max_batched_tokens
+
+
+def test_a_measured_miss_lowers_what_the_model_would_allow() -> None:
+    predicted = settled(situation())
+    missed = settled(situation(tpot_s=0.075), predicted, turns=8)
+    assert predicted.limits is not None
+    assert missed.limits is not None
+    assert missed.limits.max_batched_tokens < predicted.limits.max_batched_tokens
+    assert missed.reason == "TpotOverThreshold"
+    assert missed.message.startswith("TPOT p95 75 ms > 60 ms: ")
+
+
+def test_when_the_miss_is_over_the_limits_come_back() -> None:
+    predicted = settled(situation())
+    missed = settled(situation(tpot_s=0.075), predicted, turns=8)
+    recovered = settled(situation(tpot_s=0.04), missed)
+    assert recovered.guard == 1.0
+    budgets = [m.limits.max_batched_tokens for m in (missed, recovered, predicted) if m.limits]
+    assert budgets[0] < budgets[1]
+    # Within a rung: coming from below and from above it stops at different sides of the margin.
+    assert budgets[1] >= 0.75 * budgets[2]
+
+
+def test_a_queue_with_tpot_to_spare_is_given_more_than_the_model_dares() -> None:
+    calm = settled(situation(tpot_s=0.03))
+    queued = settled(situation(tpot_s=0.03, queue=20), calm)
+    assert calm.limits is not None
+    assert queued.limits is not None
+    assert queued.limits.max_batched_tokens > calm.limits.max_batched_tokens
+    assert queued.reason == "TpotHeadroom"
+
+
+def test_a_small_cache_caps_the_sequences() -> None:
+    limits = settled(situation(kv_tokens=2500)).limits
+    assert limits is not None
+    assert limits.max_sequences <= 2500 / 225
+
+
+def test_without_a_tpot_threshold_only_the_cache_limits() -> None:
+    assert settled(situation(threshold_s=None)).limits == ENVELOPE.top
+    small = settled(situation(threshold_s=None, kv_tokens=2500))
+    assert small.reason == "KvCacheFull"
+
+
+def test_between_two_adjustments_nothing_moves() -> None:
+    first = adjust(LimitsMemory(), situation(), ENVELOPE, POLICY, NOW)
+    assert first.previous == ENVELOPE.top
+    second = adjust(first.memory, situation(), ENVELOPE, POLICY, NOW + 2.9)
+    assert second.previous is None
+    assert adjust(first.memory, situation(), ENVELOPE, POLICY, NOW + 3.0).previous is not None
+
+
+def test_what_is_not_known_changes_nothing() -> None:
+    unknown: list[Advice] = [
+        adjust(LimitsMemory(), situation().model_copy(update=update), ENVELOPE, POLICY, NOW)
+        for update in ({"model": EngineModel()}, {"lengths": Lengths()})
+    ]
+    assert [a.previous for a in unknown] == [None, None]
+    assert {a.memory.limits for a in unknown} == {ENVELOPE.top}
+
+
+def test_limits_from_another_envelope_are_brought_inside() -> None:
+    outside = LimitsMemory(limits=BatchLimits(max_sequences=500, max_batched_tokens=8), adjusted_at=NOW)
+    inside = adjust(outside, situation(), ENVELOPE, POLICY, NOW).memory.limits
+    assert inside is not None
+    assert inside in ENVELOPE
+
+
+def test_at_the_floor_it_says_that_limits_can_do_no_more() -> None:
+    assert settled(situation(sequences=60, threshold_s=0.03)).at_floor
+    assert not settled(situation(sequences=8)).at_floor

@@ -1,0 +1,89 @@
+"""The step-time model: learns what is there, keeps its head among outliers, follows a lasting change."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import samples
+
+from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.observation import StepSample
+
+COSTS = (0.004, 0.0002, 0.001, 2e-7, 1e-8)
+
+
+def noisy(count: int, costs: tuple[float, ...], seed: int, jitter: float) -> list[StepSample]:
+    random = Random(seed)
+    made = []
+    for i in range(count):
+        prefill, sequences = random.choice([0, 0, 64, 256, 700]), random.randint(0, 30)
+        if prefill + sequences == 0:
+            continue
+        context, pairs = sequences * random.randint(50, 900), prefill * random.randint(20, 600)
+        features = (1, prefill, sequences, context, pairs)
+        exact = sum(c * x for c, x in zip(costs, features, strict=True))
+        made.append(StepSample(i, 0.0, exact * random.gauss(1, jitter), prefill, sequences, context, pairs))
+    return made
+
+
+def worst_error(model: EngineModel, costs: tuple[float, ...]) -> float:
+    def exact(*features: float) -> float:
+        return sum(c * x for c, x in zip(costs, (1.0, *features), strict=True))
+
+    shapes = [(0.0, 8.0, 3000.0, 0.0), (512.0, 20.0, 9000.0, 120_000.0), (128.0, 4.0, 1000.0, 8000.0)]
+    return max(abs(model.step_seconds(*s) / exact(*s) - 1) for s in shapes)
+
+
+def test_exact_steps_are_learnt_exactly() -> None:
+    model = EngineModel().learn(noisy(400, COSTS, 0, 0.0))
+    assert model.is_usable
+    assert worst_error(model, COSTS) < 0.005
+    assert model.error < 0.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_jitter_and_a_few_stalls_do_not_mislead(seed: int) -> None:
+    steps = noisy(800, COSTS, seed, 0.1)
+    stalled = [s._replace(seconds=s.seconds + 2.0) if i % 50 == 49 else s for i, s in enumerate(steps)]
+    assert worst_error(EngineModel().learn(stalled), COSTS) < 0.10
+
+
+def test_a_lasting_change_is_followed() -> None:
+    model = EngineModel().learn(noisy(2000, COSTS, 0, 0.05))
+    slower = tuple(2 * c for c in COSTS)
+    for batch in range(120):
+        model = model.learn(noisy(100, slower, batch, 0.05))
+    assert worst_error(model, slower) < 0.15
+
+
+def test_it_is_of_no_use_before_it_saw_prefill_and_decode() -> None:
+    decode_only = [s._replace(prefill_tokens=0) for s in samples(100)]
+    assert not EngineModel().learn(samples(10)).is_usable
+    assert not EngineModel().learn(decode_only).is_usable
+    assert EngineModel().learn(samples(100)).is_usable
+
+
+@given(
+    st.lists(
+        st.builds(
+            StepSample,
+            st.integers(0, 9),
+            st.floats(),
+            st.floats(),
+            st.integers(-5, 10**12),
+            st.integers(-5, 10**12),
+            st.integers(-5, 10**12),
+            st.floats(),
+        ),
+        max_size=30,
+    )
+)
+def test_coefficients_stay_finite_and_physical_whatever_is_fed(hostile: list[StepSample]) -> None:
+    model = EngineModel().learn(hostile).learn(samples(60))
+    assert all(0 <= c < 1e6 for c in model.coefficients)
+
+
+def test_nothing_new_is_nothing_learnt() -> None:
+    model = EngineModel().learn(samples(60))
+    assert model.learn([]) is model

@@ -1,0 +1,195 @@
+"""The loop over a local world of fake processes: what is declared comes about, and nothing stops the loop."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from local_world import SETTINGS, running_world, tell
+from worlds import deployment
+
+from capstan_api.status import ConditionStatus, ConditionType
+from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.decide.observation import Phase
+from capstan_operator.errors import WorldError
+from capstan_operator.reconcile import Reconciler, Turn, record, replay
+from capstan_operator.source import FileSource
+from capstan_operator.world.processes import ProcessesWorld
+
+
+def written(path: Path, of: InferenceDeployment) -> Path:
+    path.write_text(yaml.safe_dump(of.document()))
+    return path
+
+
+async def reconciled(
+    world: ProcessesWorld,
+    source: Callable[[], InferenceDeployment],
+    enough: Callable[[Turn], bool],
+    within_s: float = 30,
+) -> list[Turn]:
+    """Turns up to the first that is enough."""
+    stop, turns = asyncio.Event(), list[Turn]()
+
+    def on_turn(turn: Turn) -> None:
+        turns.append(turn)
+        if enough(turn):
+            stop.set()
+
+    async with asyncio.timeout(within_s):
+        await Reconciler(world, source, settings=SETTINGS).run(stop, on_turn)
+    return turns
+
+
+def is_ready(turn: Turn) -> bool:
+    return turn.status is not None and turn.status.ready_replicas == turn.status.desired_replicas > 0
+
+
+def routed(turn: Turn, num: int) -> bool:
+    gateway = turn.observation.gateway if turn.observation else None
+    return gateway is not None and gateway.table is not None and len(gateway.table) == num
+
+
+async def test_from_nothing_to_a_routed_replica_and_back_to_quiet(tmp_path: Path) -> None:
+    source = FileSource(written(tmp_path / "web.yaml", deployment()))
+    async with running_world(tmp_path / "run") as world:
+        turns = await reconciled(world, source, lambda t: is_ready(t) and routed(t, 1))
+        assert [t.error for t in turns if t.error] == []
+        quiet = await reconciled(world, source, lambda t: t.decision is not None and t.decision.actions == ())
+        assert quiet[-1].decision is not None
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["readyReplicas"] == 1
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Ready"] == "True"
+
+
+async def test_an_edited_file_is_followed_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    path = written(tmp_path / "web.yaml", deployment())
+    async with running_world(tmp_path / "run") as world:
+        await reconciled(world, FileSource(path), is_ready)
+
+        source = FileSource(path)
+        stop, turns, said = asyncio.Event(), list[Turn](), asyncio.Event()
+
+        def on_turn(turn: Turn) -> None:
+            turns.append(turn)
+            said.set()
+
+        async def seen(what: Callable[[Turn], bool]) -> None:
+            async with asyncio.timeout(30):
+                while not any(map(what, turns)):
+                    said.clear()
+                    await said.wait()
+            turns.clear()
+
+        loop = asyncio.create_task(Reconciler(world, source, settings=SETTINGS).run(stop, on_turn))
+        await seen(is_ready)
+        path.write_text("kind: Nonsense")
+        await seen(lambda t: "last valid resource stays in force" in (t.error or ""))
+        assert turns == [] or turns[-1].deployment.metadata.name == "web"
+        written(path, deployment(scaling={"minReplicas": 2}))
+        await seen(lambda t: is_ready(t) and len(t.observation.replicas if t.observation else ()) == 2)
+        stop.set()
+        await loop
+    assert source().metadata.generation == 2
+
+
+async def test_held_requests_wake_a_deployment_at_zero_and_idleness_returns_it(tmp_path: Path) -> None:
+    sleepy = deployment(scaling={"minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 1}})
+    source = FileSource(written(tmp_path / "web.yaml", sleepy))
+
+    def asleep(turn: Turn) -> bool:
+        return turn.status is not None and turn.status.desired_replicas == turn.status.replicas == 0
+
+    async with running_world(tmp_path / "run") as world:
+        turns = await reconciled(world, source, asleep)
+        status = turns[-1].status
+        assert status is not None
+        available = next(c for c in status.conditions if c.type is ConditionType.AVAILABLE)
+        assert (available.status, available.reason) == (ConditionStatus.TRUE, "ScaledToZero")
+
+        gateway = await world.gateway()
+        assert gateway is not None
+        await tell(gateway.url, "hold")
+        # The same loop goes on in life; here a new one adopts the empty world as a restarted operator would.
+        woken = await reconciled(world, source, lambda t: is_ready(t) and routed(t, 1))
+        assert woken[-1].decision is not None
+        assert woken[-1].decision.signals.held == 1
+
+
+async def test_a_killed_engine_is_taken_off_the_table_and_comes_back(tmp_path: Path) -> None:
+    source = FileSource(written(tmp_path / "web.yaml", deployment()))
+    async with running_world(tmp_path / "run") as world:
+        await reconciled(world, source, lambda t: is_ready(t) and routed(t, 1))
+        (facts,) = await world.replicas()
+        await tell(facts.url, "die")
+
+        turns = await reconciled(world, source, lambda t: is_ready(t) and routed(t, 1) and restarted(t))
+
+    tables = [t.observation.gateway.table for t in turns if t.observation and t.observation.gateway]
+    assert () in tables, "while it is away, nobody is sent to it"
+    replica = turns[-1].observation.replicas[0] if turns[-1].observation else None
+    assert replica is not None
+    assert replica.id == facts.id
+    assert (replica.phase, replica.url != facts.url) == (Phase.READY, True)
+
+
+def restarted(turn: Turn) -> bool:
+    return turn.observation is not None and any(r.restarts for r in turn.observation.replicas)
+
+
+async def test_a_turn_that_fails_is_told_and_the_loop_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FileSource(written(tmp_path / "web.yaml", deployment()))
+    async with running_world(tmp_path / "run") as world:
+        works, failures = world.replicas, iter(range(3))
+
+        async def sometimes() -> object:
+            if next(failures, None) is not None:
+                raise WorldError("the disk is full")
+            return await works()
+
+        monkeypatch.setattr(world, "replicas", sometimes)
+        turns = await reconciled(world, source, lambda t: t.error is None)
+
+    assert [t.error for t in turns[:-1]] == ["WorldError: the disk is full"] * 3
+    status = turns[0].status
+    assert status is not None
+    (ready,) = status.conditions
+    assert (ready.status, ready.reason) == (ConditionStatus.FALSE, "ReconcileFailed")
+    assert turns[-1].decision is not None
+
+
+async def test_a_recorded_turn_replays_to_the_same_decision(tmp_path: Path) -> None:
+    source = FileSource(written(tmp_path / "web.yaml", deployment()))
+    async with running_world(tmp_path / "run") as world:
+        turns = await reconciled(world, source, is_ready)
+    for turn in turns:
+        line = json.dumps(record(turn), allow_nan=False)
+        assert replay(json.loads(line)) == turn.decision
+
+
+async def test_a_status_at_rest_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FileSource(written(tmp_path / "web.yaml", deployment()))
+    async with running_world(tmp_path / "run") as world:
+        await reconciled(world, source, lambda t: is_ready(t) and routed(t, 1))
+        writes, write = 0, world.write_status
+
+        async def counted(status: object) -> None:
+            nonlocal writes
+            writes += 1
+            await write(status)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(world, "write_status", counted)
+        left = iter(range(20))
+        await reconciled(world, source, lambda _: next(left, None) is None)
+    # Once at the start, once more at most for the first rate that is known.
+    assert writes <= 3
+
+
+async def test_a_failed_observation_is_recorded_but_not_replayed(tmp_path: Path) -> None:
+    of = deployment()
+    async with running_world(tmp_path / "run") as world:
+        turn = Turn(1.0, of, Reconciler(world, lambda: of)._memory, error="WorldError: gone")
+    with pytest.raises(ValueError, match="failed before"):
+        replay(record(turn))
