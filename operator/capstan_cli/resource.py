@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -12,6 +12,9 @@ from capstan_api.manifest import InvalidResource
 from capstan_api.v1alpha1 import InferenceDeployment, load, parse
 from capstan_cli.errors import InputError
 from capstan_operator.source import FileSource
+
+# Of `metadata.name`.
+_LONGEST_NAME: Final = 40
 
 
 def from_file(path: Path) -> InferenceDeployment:
@@ -48,7 +51,7 @@ def for_model(directory: Path) -> InferenceDeployment:
 def default_document(directory: Path) -> dict[str, Any]:
     """The YAML document behind `for_model`: only what differs from the schema's defaults. Raises `InputError`."""
     config = _config(directory)
-    name = re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-")[:63].strip("-") or "model"
+    name = re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-")[:_LONGEST_NAME].strip("-") or "model"
     document: dict[str, Any] = {
         "apiVersion": "capstan.dev/v1alpha1",
         "kind": "InferenceDeployment",

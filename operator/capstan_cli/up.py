@@ -16,15 +16,17 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_cli import bench, plot, report, resource, screen
 from capstan_cli.errors import ChecksFailed, CliError, InputError
 from capstan_cli.frames import Frame, frame
 from capstan_cli.load import TraceLoad, declared
 from capstan_cli.measure import summarise
 from capstan_cli.replay import Replay, Replayed
-from capstan_operator.errors import CapstanOperatorError
+from capstan_operator.errors import CapstanOperatorError, ModelNotFound
 from capstan_operator.reconcile import Reconciler, Turn, record
 from capstan_operator.world.processes import ProcessesWorld
+from capstan_operator.world.processes.checkpoints import checkpoint_directory
 
 # Of the view's history; a replay is far shorter.
 _MAX_FRAMES = 20_000
@@ -62,6 +64,7 @@ class _Session:
         self._options = options
         self._console = Console()
         self._source = resource.source(options.source)
+        _require_model(self._source())
         self._replay = Replay(options.load, options.settle_s, self._say) if options.load else None
         _require_free(options.port)
         self._run_dir = _made(options.run_dir)
@@ -190,6 +193,14 @@ class _Session:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupted)
+
+
+def _require_model(deployment: InferenceDeployment) -> None:
+    """Raises `InputError` when this machine does not have the checkpoint."""
+    try:
+        checkpoint_directory(deployment.spec.model.source.uri)
+    except ModelNotFound as error:
+        raise InputError(str(error)) from None
 
 
 def _require_free(port: int) -> None:

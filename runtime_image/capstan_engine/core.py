@@ -4,10 +4,12 @@
 
 Knows no HTTP and no text. The front end starts it and decides when it ends: it ignores SIGTERM and SIGINT, and ends on
 `Shutdown` or when its standard input closes. Surprising idea: that pipe carries the configuration first and is then
-held open as a sign of life, so a core outlives its parent by no more than a moment, however the parent dies.
+held open as a sign of life, so a core outlives its parent by no more than a moment, however the parent dies. A core
+that is stuck cannot read; on Linux the kernel is asked to end that one.
 """
 
 import argparse
+import ctypes
 import gc
 import logging
 import os
@@ -30,6 +32,7 @@ from capstan_engine.messages import Abort, Fatal, Refused, SetLimits, Shutdown, 
 
 HEARTBEAT_S: Final = 0.5
 """An idle core says something at least this often."""
+_PR_SET_PDEATHSIG: Final = 1
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +111,7 @@ def main(argv: list[str] | None = None, *, build: Callable[[EngineArgs], Built] 
     except ValidationError as error:
         print(f"capstan_engine.core: standard input must be EngineArgs as one line of JSON: {error}", file=sys.stderr)
         return 2
+    _die_with_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def build_here() -> Built:
@@ -165,6 +169,12 @@ def _use_processors(args: EngineArgs) -> None:
         os.sched_setaffinity(0, args.cpus)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(args.num_threads)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, whatever it is doing then (prctl(2))."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:

@@ -63,7 +63,7 @@ async def test_draining_finishes_the_accepted_and_refuses_the_new(served: Served
         assert answer.json() == {"draining": True, "open_requests": 1}
     assert (await statuses(served))["/readyz"] == 503
     assert (await statuses(served))["/health"] == 200
-    refused = await served.http.post(CHAT, json=BODY)
+    refused = await asyncio.wait_for(served.http.post(CHAT, json=BODY), 10)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert int(refused.headers["retry-after"]) > 0
     engine.gate.set()

@@ -22,7 +22,9 @@ _KV_SHARE = 0.95
 # Finished requests without which a percentile says nothing.
 _ENOUGH_REQUESTS = 8
 _LARGEST_MARGIN = 0.08
-_GUARD_BOUNDS = (0.4, 1.3)
+_GUARD_BOUNDS = (0.6, 1.3)
+# Of the threshold: while the mean gap between tokens is under this, steps are not what keeps requests slow.
+_SHORT_STEPS = 0.7
 
 
 class Target(Value):
@@ -154,14 +156,14 @@ def _guarded(guard: float, situation: Situation) -> float:
     if target is None or ratio is None:
         return guard
     # Percentiles of finished requests look back over their whole lives: what steps take now has a say too.
-    long_now = signals.inter_token_s is None or signals.inter_token_s > 0.7 * target.threshold_s
+    long_now = signals.inter_token_s is None or signals.inter_token_s > _SHORT_STEPS * target.threshold_s
     low, high = _GUARD_BOUNDS
     if ratio > 1 and long_now:
         return max(low, guard * 0.93)
+    if guard < 1 and (ratio < 0.95 or not long_now):
+        return min(1.0, guard * 1.05)
     if ratio < 0.85 and signals.queue > 0:
         return min(high, guard * 1.03)
-    if ratio < 0.95 and guard < 1:
-        return min(1.0, guard * 1.02)
     return guard
 
 
@@ -207,12 +209,16 @@ def _explained(current: BatchLimits, wanted: BatchLimits, situation: Situation, 
         prefill_s = (current.max_batched_tokens - n) * situation.model.prefill_token_seconds(situation.lengths.prompt)
         full_s = situation.model.step_seconds(0, n, signals.context_tokens) + max(0.0, prefill_s)
         return "TpotPredicted", (
-            f"a step of {current.max_batched_tokens} tokens with {n:.0f} decoding sequences "
+            f"a step of {current.max_batched_tokens} tokens with {_sequences(n)} "
             f"is predicted to take {_ms(full_s)} > {_ms(goal_s)}"
         )
     if lowered:
         return "SustainableBatch", f"more sequences than a step of {_ms(goal_s)} can keep fed"
-    return "TpotHeadroom", f"with {n:.0f} decoding sequences a step has room within {_ms(goal_s)}"
+    return "TpotHeadroom", f"with {_sequences(n)} a step has room within {_ms(goal_s)}"
+
+
+def _sequences(n: float) -> str:
+    return "1 decoding sequence" if round(n) == 1 else f"{n:.0f} decoding sequences"
 
 
 def _ms(seconds: float) -> str:

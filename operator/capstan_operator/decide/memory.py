@@ -10,8 +10,9 @@ from capstan_operator.decide.batch_limits import LimitsMemory
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.ledger import Ledger
 from capstan_operator.decide.replicas import ReplicasMemory
-from capstan_operator.decide.signals import Lengths, Window
+from capstan_operator.decide.signals import Lengths
 from capstan_operator.decide.values import Value
+from capstan_operator.decide.window import Window
 
 
 class Memory(Value):

@@ -2,10 +2,10 @@
 
     capacity   μ = n* / (O · step(n*))           requests/s of one replica at the batch n* that TPOT and KV allow
     demand     D = λ / μ                          replicas that would be busy all the time
-    need         = D / 0.75 + queue / (μ · 10 s)
+    need         = D / 0.65 + queue / (μ · 10 s)
 
 Up when the need, or a missed threshold that limits cannot cure, lasts for the scale-up window; down when the remaining
-replicas were predicted to be under 55 % busy during the whole scale-down window.
+replicas were predicted to be under 45 % busy during the whole scale-down window.
 
 The surprising idea: one streak per direction replaces a history. It knows since when every turn asked for a change, and
 the most cautious answer among them; that is all that a stabilization window needs, in constant space.
@@ -20,8 +20,8 @@ from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.signals import Lengths, Signals
 from capstan_operator.decide.values import Value
 
-UP_UTILISATION = 0.75
-DOWN_UTILISATION = 0.55
+UP_UTILISATION = 0.65
+DOWN_UTILISATION = 0.45
 _SHORTEST_DRAIN_S = 10.0
 # A need that is a tenth of a replica over a whole number does not pay for a replica.
 _TOLERANCE = 0.1

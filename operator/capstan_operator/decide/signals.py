@@ -1,16 +1,16 @@
 """What the numbers say: rates, lengths, latencies and load from counter differences over a sliding window.
 
-Judges every number before it is used: what is not finite, runs backwards or is absurd is dropped, named in `faults`,
-and then counts as missing. Decides nothing.
+Decides nothing, and trusts nothing that `judgement` has not passed.
 
 The surprising idea: idle and blind are told apart by the heartbeat. An engine without requests still counts turns of
 its loop; one whose heartbeat stands still has told us nothing, however fresh the scrape looks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
+from capstan_operator.decide.judgement import Judge
 from capstan_operator.decide.observation import (
     ClassCounters,
     EngineMetrics,
@@ -19,13 +19,13 @@ from capstan_operator.decide.observation import (
     Phase,
     Replica,
     StepSample,
-    believable,
 )
 from capstan_operator.decide.values import Value
+from capstan_operator.decide.window import Progress, Slot, Track, Window, appended
 
-_NUM_SLOTS = 8
 # Requests after which a mean length is half forgotten.
 _LENGTH_MEMORY = 100.0
+_ENOUGH_LENGTHS = 3
 
 
 class Objectives(Value):
@@ -34,69 +34,6 @@ class Objectives(Value):
     name: str
     ttft_share: float = 0.95
     tpot_share: float = 0.95
-
-
-class Work(Value):
-    """Sums over engine steps; `seconds` is the time that they took."""
-
-    seconds: float = 0
-    sequence_seconds: float = 0
-    context_seconds: float = 0
-    decode_tokens: float = 0
-
-    def plus(self, other: "Work") -> "Work":
-        return Work(**{name: value + getattr(other, name) for name, value in self})
-
-
-class Slot(Value):
-    """What came between two moments."""
-
-    start: float
-    end: float
-    classes: dict[str, ClassCounters] = Field(default_factory=dict)
-    work: Work = Work()
-    busy_seconds: float = 0
-    replica_seconds: float = 0
-
-    def plus(self, later: "Slot") -> "Slot":
-        none = ClassCounters()
-        names = sorted({*self.classes, *later.classes})
-        return Slot(
-            start=self.start,
-            end=later.end,
-            classes={name: self.classes.get(name, none).plus(later.classes.get(name, none)) for name in names},
-            work=self.work.plus(later.work),
-            busy_seconds=self.busy_seconds + later.busy_seconds,
-            replica_seconds=self.replica_seconds + later.replica_seconds,
-        )
-
-
-class Track(Value):
-    """The last believable counters of one replica."""
-
-    created_at: float
-    restarts: int
-    at: float
-    heartbeat: float
-    advanced_at: float
-    """When the heartbeat was last seen to move."""
-    last_step: int = 0
-    busy_seconds: float = 0
-    prefix_queries: float = 0
-    prefix_hits: float = 0
-
-    def is_of(self, replica: Replica) -> bool:
-        return (self.created_at, self.restarts) == (replica.created_at, replica.restarts)
-
-
-class Window(Value):
-    """The state that the next look is compared with. Lost over a restart, and filled again within seconds."""
-
-    since: float | None = None
-    """When this window began to look: silence from before then is nobody's fault."""
-    gateway: GatewayMetrics | None = None
-    slots: tuple[Slot, ...] = ()
-    tracks: dict[str, Track] = Field(default_factory=dict)
 
 
 class Lengths(Value):
@@ -109,10 +46,11 @@ class Lengths(Value):
 
     @property
     def is_known(self) -> bool:
-        return self.weight >= 3 and self.output > 0
+        return self.weight >= _ENOUGH_LENGTHS and self.output > 0
 
     @property
     def computed_prompt(self) -> float:
+        """Prompt tokens that have to be computed."""
         return max(1.0, self.prompt * (1 - self.cached))
 
     @property
@@ -120,14 +58,16 @@ class Lengths(Value):
         """Mean context of a decoding sequence."""
         return self.prompt + self.output / 2
 
-    def learn(self, requests: float, prompt_tokens: float, output_tokens: float, cached: float | None) -> "Lengths":
+    def learn(self, counted: ClassCounters, cached: float | None) -> "Lengths":
+        """The means after the requests that were completed."""
+        requests = counted.completed
         if requests <= 0:
             return self
         weight = self.weight * 0.5 ** (requests / _LENGTH_MEMORY) + requests
         share = requests / weight
         return Lengths(
-            prompt=self.prompt + share * (prompt_tokens / requests - self.prompt),
-            output=self.output + share * (output_tokens / requests - self.output),
+            prompt=self.prompt + share * (counted.prompt_tokens / requests - self.prompt),
+            output=self.output + share * (counted.output_tokens / requests - self.output),
             cached=self.cached if cached is None else self.cached + share * (cached - self.cached),
             weight=weight,
         )
@@ -206,78 +146,94 @@ def read(
     span_s: float,
     max_age_s: float,
 ) -> Reading:
-    """Judge one observation against the window of the earlier ones."""
+    """Judge one observation and set it against the window of the earlier ones."""
     objectives = tuple(objectives)
-    faults = list(observation.faults)
-    gateway = _judged_gateway(observation, {o.name for o in objectives}, now, max_age_s, faults)
-    engines = _judged_engines(observation, now, max_age_s, faults)
-
-    delta = _class_deltas(gateway, window.gateway, faults)
-    tracks: dict[str, Track] = {}
-    samples: list[StepSample] = []
-    busy_s = replica_s = queries = hits = 0.0
-    for replica in observation.replicas:
-        before = window.tracks.get(replica.id)
-        if before is not None and not before.is_of(replica):
-            before = None
-        metrics = engines.get(replica.id)
-        if metrics is None:
-            if before is not None:
-                tracks[replica.id] = before
-            continue
-        track, fresh = _advance(replica, metrics, before)
-        tracks[replica.id] = track
-        samples += fresh
-        if before is not None and track.at > before.at and track.busy_seconds >= before.busy_seconds:
-            busy_s += track.busy_seconds - before.busy_seconds
-            replica_s += track.at - before.at
-        if before is not None and track.prefix_queries >= before.prefix_queries:
-            queries += track.prefix_queries - before.prefix_queries
-            hits += max(0.0, track.prefix_hits - before.prefix_hits)
-
-    for counters in delta.values():
-        cached = min(1.0, hits / queries) if queries > 0 else None
-        lengths = lengths.learn(counters.completed, counters.prompt_tokens, counters.output_tokens, cached)
+    judge = Judge(observation, now, max_age_s)
+    gateway, engines = judge.gateway({o.name for o in objectives}), judge.engines()
+    delta = judge.deltas(gateway, window.gateway)
+    tracks, progress, samples = _followed(observation.replicas, engines, window.tracks)
+    for counted in delta.values():
+        lengths = lengths.learn(counted, progress.cached_share)
 
     slots = window.slots
-    if gateway is not None and window.gateway is not None and gateway.at > window.gateway.at and delta:
-        new = Slot(
-            start=window.gateway.at,
-            end=gateway.at,
-            classes=delta,
-            work=_work(samples),
-            busy_seconds=busy_s,
-            replica_seconds=replica_s,
-        )
-        slots = _appended(slots, new, span_s, now)
-    since = now if window.since is None else window.since
-    window = Window(since=since, gateway=gateway or window.gateway, slots=slots, tracks=tracks)
+    if gateway is not None and window.gateway is not None and gateway.at > window.gateway.at:
+        new = Slot(start=window.gateway.at, end=gateway.at, classes=delta, progress=progress)
+        slots = appended(slots, new, span_s, now)
+    window = Window(
+        since=now if window.since is None else window.since,
+        gateway=gateway or window.gateway,
+        slots=slots,
+        tracks=tracks,
+    )
+    blind = _blind(observation, window, now, max_age_s)
+    signals = _signals(observation, window, gateway, engines, delta, blind, objectives)
+    signals = signals.model_copy(update={"faults": tuple(judge.faults)})
+    return Reading(signals=signals, window=window, lengths=lengths, delta=delta, samples=samples)
 
-    ready = observation.with_phase(Phase.READY)
-    blind = [r.id for r in ready if now - max(since, _last_word(r, tracks.get(r.id))) > max_age_s]
+
+def _followed(
+    replicas: Iterable[Replica], engines: Mapping[str, EngineMetrics], tracks: Mapping[str, Track]
+) -> tuple[dict[str, Track], Progress, tuple[StepSample, ...]]:
+    """The tracks after this look, and what all engines together have done since the last."""
+    after: dict[str, Track] = {}
+    progress, samples = Progress(), list[StepSample]()
+    for replica in replicas:
+        before, metrics = tracks.get(replica.id), engines.get(replica.id)
+        if before is not None and not before.is_of(replica):
+            before = None
+        if metrics is not None:
+            track, fresh = Track.after(replica, metrics, before)
+            after[replica.id] = track
+            progress = progress.plus(track.progress_since(before, fresh))
+            samples += fresh
+        elif before is not None:
+            after[replica.id] = before
+    return after, progress, tuple(samples)
+
+
+def _blind(observation: Observation, window: Window, now: float, max_age_s: float) -> tuple[str, ...]:
+    """Ready replicas, and the gateway, from which there has been no sign of life for too long."""
+    since = window.since if window.since is not None else now
+    blind = []
+    for replica in observation.with_phase(Phase.READY):
+        track = window.tracks.get(replica.id)
+        # Having just become ready is a sign of life too.
+        last_word = max(since, track.advanced_at if track else 0.0, replica.ready_at or replica.created_at)
+        if now - last_word > max_age_s:
+            blind.append(replica.id)
     gateway_word = window.gateway.at if window.gateway is not None else since
     if observation.gateway is not None and now - gateway_word > max_age_s:
         blind.append("gateway")
-    complete = gateway is not None and not blind and all(r.id in engines for r in ready)
-    served = [engines[r.id] for r in observation.replicas if r.id in engines]
-    in_flight = dict(gateway.in_flight) if gateway else {}
-    held = gateway.held if gateway else 0.0
-    arrived = any(c.arrived > 0 for c in delta.values())
+    return tuple(blind)
+
+
+def _signals(
+    observation: Observation,
+    window: Window,
+    gateway: GatewayMetrics | None,
+    engines: Mapping[str, EngineMetrics],
+    delta: Mapping[str, ClassCounters],
+    blind: tuple[str, ...],
+    objectives: Iterable[Objectives],
+) -> Signals:
+    ready = observation.with_phase(Phase.READY)
+    complete = gateway is not None and not blind and all(replica.id in engines for replica in ready)
+    in_flight = gateway.in_flight if gateway is not None else {}
+    held = gateway.held if gateway is not None else 0.0
+    served = [engines[replica.id] for replica in observation.replicas if replica.id in engines]
     waiting, running = sum(m.waiting for m in served), sum(m.running for m in served)
-    seen_s = sum(s.end - s.start for s in slots)
-    classes = {o.name: _class_signals(o, slots, seen_s) for o in objectives}
-    peak = _busiest(slots)
-    total = _sum_work(slots)
-    replica_seconds = sum(s.replica_seconds for s in slots)
-    signals = Signals(
+    arrived = any(counted.arrived > 0 for counted in delta.values())
+    total, seen_s = window.total, window.seen_s
+    work, peak = total.progress.work, window.busiest
+    classes = {o.name: _class_signals(o, total, seen_s) for o in objectives}
+    return Signals(
         window_s=seen_s,
         gateway_seen=gateway is not None,
         complete=complete,
-        blind=tuple(blind),
-        faults=tuple(faults),
+        blind=blind,
         classes=classes,
         arrivals_per_s=sum(c.arrivals_per_s for c in classes.values()) if seen_s > 0 else None,
-        output_tokens_per_s=total.decode_tokens / seen_s if seen_s > 0 else None,
+        output_tokens_per_s=work.decode_tokens / seen_s if seen_s > 0 else None,
         active=not complete or arrived or waiting + running + held + sum(in_flight.values()) > 0,
         waiting=waiting,
         running=running,
@@ -285,141 +241,28 @@ def read(
         in_flight=sum(in_flight.values()),
         kv_usage=max((m.kv_usage for m in served), default=0),
         kv_blocks=min((m.kv_blocks for m in served), default=0),
-        utilisation=min(1.0, sum(s.busy_seconds for s in slots) / replica_seconds) if replica_seconds > 0 else None,
-        decode_sequences=peak.sequence_seconds / peak.seconds if peak.seconds > 0 else 0,
-        context_tokens=peak.context_seconds / peak.seconds if peak.seconds > 0 else 0,
-        inter_token_s=total.sequence_seconds / total.decode_tokens if total.decode_tokens > 0 else None,
-        load={
-            r.id: max(in_flight.get(r.id, 0), engines[r.id].running + engines[r.id].waiting if r.id in engines else 0)
-            for r in observation.replicas
-        },
-    )
-    return Reading(signals=signals, window=window, lengths=lengths, delta=delta, samples=tuple(samples))
-
-
-def _judged_gateway(
-    observation: Observation, names: set[str], now: float, max_age_s: float, faults: list[str]
-) -> GatewayMetrics | None:
-    metrics = observation.gateway.metrics if observation.gateway else None
-    if metrics is None:
-        return None
-    if not now - max_age_s <= metrics.at <= now + max_age_s:
-        faults.append(f"gateway: metrics are not from the last {max_age_s:g} s")
-        return None
-    for name in metrics.classes.keys() & names:
-        if not metrics.classes[name].is_believable:
-            faults.append(f"gateway: counters of class {name} are not believable")
-            return None
-    if not believable(metrics.held, *metrics.in_flight.values()):
-        faults.append("gateway: requests held or in flight are not believable")
-        return None
-    known = {replica.id for replica in observation.replicas}
-    return metrics.model_copy(
-        update={
-            "classes": {name: metrics.classes.get(name, ClassCounters()) for name in sorted(names)},
-            "in_flight": {key: value for key, value in metrics.in_flight.items() if key in known},
-        }
+        utilisation=total.progress.utilisation,
+        decode_sequences=peak.sequences,
+        context_tokens=peak.context,
+        inter_token_s=work.inter_token_s,
+        load={replica.id: _load(replica.id, in_flight, engines) for replica in observation.replicas},
     )
 
 
-def _judged_engines(
-    observation: Observation, now: float, max_age_s: float, faults: list[str]
-) -> dict[str, EngineMetrics]:
-    engines = {}
-    for replica in observation.with_phase(Phase.READY, Phase.DRAINING):
-        metrics = replica.metrics
-        if metrics is None:
-            continue
-        numbers = [value for _, value in metrics if isinstance(value, (int, float))]
-        if not believable(*numbers) or metrics.kv_usage > 1.001:
-            faults.append(f"{replica.id}: metrics are not believable")
-        elif not now - max_age_s <= metrics.at <= now + max_age_s:
-            faults.append(f"{replica.id}: metrics are not from the last {max_age_s:g} s")
-        else:
-            engines[replica.id] = metrics
-    return engines
+def _load(replica_id: str, in_flight: Mapping[str, float], engines: Mapping[str, EngineMetrics]) -> float:
+    """Requests on a replica, by the gateway's count or its own, whichever knows of more."""
+    metrics = engines.get(replica_id)
+    return max(in_flight.get(replica_id, 0.0), metrics.running + metrics.waiting if metrics is not None else 0.0)
 
 
-def _class_deltas(
-    gateway: GatewayMetrics | None, before: GatewayMetrics | None, faults: list[str]
-) -> dict[str, ClassCounters]:
-    if gateway is None or before is None:
-        return {}
-    delta = {}
-    for name, counters in gateway.classes.items():
-        # A class that the earlier look did not have was counted from zero since.
-        difference = counters.minus(before.classes[name]) if name in before.classes else counters
-        if difference is None:
-            faults.append(f"gateway: counters of class {name} were reset")
-        delta[name] = difference or ClassCounters()
-    return delta
-
-
-def _advance(replica: Replica, metrics: EngineMetrics, before: Track | None) -> tuple[Track, list[StepSample]]:
-    moved = before is None or metrics.heartbeat != before.heartbeat
-    last_step = before.last_step if before else 0
-    fresh = [s for s in metrics.samples if believable(*s) and s.number > last_step]
-    track = Track(
-        created_at=replica.created_at,
-        restarts=replica.restarts,
-        at=metrics.at,
-        heartbeat=metrics.heartbeat,
-        advanced_at=metrics.at if moved or before is None else before.advanced_at,
-        last_step=max((s.number for s in fresh), default=last_step),
-        busy_seconds=metrics.busy_seconds,
-        prefix_queries=metrics.prefix_queries,
-        prefix_hits=metrics.prefix_hits,
-    )
-    return track, fresh
-
-
-def _last_word(replica: Replica, track: Track | None) -> float:
-    """When the replica last showed life: a moving heartbeat, or having just become ready."""
-    return max(track.advanced_at if track else 0.0, replica.ready_at or replica.created_at)
-
-
-def _work(samples: Iterable[StepSample]) -> Work:
-    seconds = sequences = context = tokens = 0.0
-    for sample in samples:
-        seconds += sample.seconds
-        sequences += sample.seconds * sample.decode_sequences
-        context += sample.seconds * sample.context_tokens
-        tokens += sample.decode_sequences
-    return Work(seconds=seconds, sequence_seconds=sequences, context_seconds=context, decode_tokens=tokens)
-
-
-def _appended(slots: tuple[Slot, ...], new: Slot, span_s: float, now: float) -> tuple[Slot, ...]:
-    if slots and slots[-1].end - slots[-1].start < span_s / _NUM_SLOTS:
-        slots = (*slots[:-1], slots[-1].plus(new))
-    else:
-        slots = (*slots, new)
-    # The newest stays even when it is older than the window, so that a slow turn still has a rate.
-    return tuple(s for s in slots[:-1] if s.end > now - span_s)[-2 * _NUM_SLOTS :] + slots[-1:]
-
-
-def _sum_work(slots: Iterable[Slot]) -> Work:
-    total = Work()
-    for slot in slots:
-        total = total.plus(slot.work)
-    return total
-
-
-def _busiest(slots: Iterable[Slot]) -> Work:
-    """The slot with most decoding sequences: limits follow a rise at once, and a fall only as the window moves."""
-    works = [s.work for s in slots if s.work.seconds > 0]
-    return max(works, key=lambda w: w.sequence_seconds / w.seconds, default=Work())
-
-
-def _class_signals(objectives: Objectives, slots: Iterable[Slot], seen_s: float) -> ClassSignals:
-    total = ClassCounters()
-    for slot in slots:
-        total = total.plus(slot.classes.get(objectives.name, ClassCounters()))
+def _class_signals(objectives: Objectives, total: Slot, seen_s: float) -> ClassSignals:
+    counted = total.classes.get(objectives.name, ClassCounters())
     return ClassSignals(
-        ttft_s=total.ttft.quantile(objectives.ttft_share),
-        tpot_s=total.tpot.quantile(objectives.tpot_share),
-        num_ttft=total.ttft.total,
-        num_tpot=total.tpot.total,
-        attainment=min(1.0, total.slo_good / total.slo_total) if total.slo_total > 0 else None,
-        requests=total.slo_total,
-        arrivals_per_s=total.arrived / seen_s if seen_s > 0 else 0,
+        ttft_s=counted.ttft.quantile(objectives.ttft_share),
+        tpot_s=counted.tpot.quantile(objectives.tpot_share),
+        num_ttft=counted.ttft.total,
+        num_tpot=counted.tpot.total,
+        attainment=min(1.0, counted.slo_good / counted.slo_total) if counted.slo_total > 0 else None,
+        requests=counted.slo_total,
+        arrivals_per_s=counted.arrived / seen_s if seen_s > 0 else 0,
     )

@@ -6,11 +6,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from capstan_api.engine_args import EngineArgs
 from capstan_engine import core
 from capstan_engine.client.connection import CoreClient
 from capstan_engine.messages import Ready
+
+_STDERR: Final = 2
 
 
 class ProcessClient(CoreClient):
@@ -45,6 +48,8 @@ class ProcessClient(CoreClient):
             *self._command,
             self._endpoint,
             stdin=asyncio.subprocess.PIPE,
+            # Ours is the supervisor's pipe: held open by a core, it would hide from the supervisor that we have ended.
+            stdout=_STDERR,
             # The front end decides when the core ends: a Ctrl-C at the terminal must not reach it first.
             start_new_session=True,
         )

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 from capstan_operator.errors import ModelNotFound
 
@@ -18,7 +19,7 @@ def checkpoint_directory(uri: str) -> Path:
         directory = shelf / uri.removeprefix("bundled://")
         remedy = f"models lie in {shelf}; set {ENV_MODELS} if yours are elsewhere"
     else:
-        directory, remedy = Path(uri.removeprefix("file://")), "correct spec.model.source.uri"
+        directory, remedy = Path(unquote(uri.removeprefix("file://"))), "correct spec.model.source.uri"
     if not (directory / "config.json").is_file():
         raise ModelNotFound(f"{uri}: {directory} has no config.json; {remedy}")
     return directory

@@ -58,8 +58,11 @@ class Child:
         self._on_change = on_change
         self._process: asyncio.subprocess.Process | None = None
         self._replacing = False
+        self._killed = False
         self._leave_by: float | None = None
         self._leaving = asyncio.Event()
+        # Ends the wait before a restart: something has changed that should not wait for it.
+        self._nudge = asyncio.Event()
         self._ender: asyncio.Task[None] | None = None
         self._supervisor = asyncio.create_task(self._supervise(), name=f"supervise {name}")
 
@@ -70,6 +73,7 @@ class Child:
     def relaunch(self, launch: Launch) -> None:
         """End the process as gently as a drain does, and start it again in another way."""
         self._launch, self._replacing = launch, True
+        self._nudge.set()
         self._signal(signal.SIGTERM)
 
     def leave(self, timeout_s: float) -> None:
@@ -84,14 +88,16 @@ class Child:
         self._leave_by = deadline
         self.phase = Phase.DRAINING
         self._leaving.set()
+        self._nudge.set()
         self._on_change()
         self._signal(signal.SIGTERM)
         self._ender = asyncio.create_task(self._kill_in_time(), name=f"end {self.name}")
 
     def kill(self) -> None:
         """End it and everything that it started, now."""
-        self._leave_by = self._leave_by or time.monotonic()
+        self._killed = True
         self._leaving.set()
+        self._nudge.set()
         self._kill_group()
 
     async def _supervise(self) -> None:
@@ -103,14 +109,13 @@ class Child:
                 if self._leaving.is_set():
                     break
                 if self._replacing:
-                    self._replacing = False
                     continue
                 failures = 0 if time.monotonic() - began >= self._settings.stable_s else failures
                 self.phase, self.ready_at, self.message = Phase.FAILED, None, ending
                 self.url = self.admin_url = None
                 self._on_change()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._leaving.wait(), back_off_s(failures, self._settings))
+                    await asyncio.wait_for(self._nudge.wait(), back_off_s(failures, self._settings))
                 failures += 1
                 if not self._leaving.is_set():
                     self.restarts += 1
@@ -120,7 +125,8 @@ class Child:
 
     async def _live_once(self) -> str:
         """One life of the process; returns how it ended, for people."""
-        launch = self._launch
+        launch, self._replacing = self._launch, False
+        self._nudge.clear()
         self.phase, self.url, self.admin_url, self.ready_at = Phase.STARTING, None, None, None
         try:
             launch.config_path.write_text(launch.config)
@@ -137,7 +143,10 @@ class Child:
                 )
         except OSError as error:
             return f"could not be started: {error}"
-        if self._leaving.is_set():
+        # What was asked for while the process was being made has not reached it yet.
+        if self._killed:
+            self._kill_group()
+        elif self._leaving.is_set() or self._replacing:
             self._signal(signal.SIGTERM)
         watch = asyncio.create_task(self._watch(self._process), name=f"watch {self.name}")
         try:

@@ -1,0 +1,75 @@
+"""The loop with the real engine and gateway: from a resource to an answer, and back to one after a crash."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import aiohttp
+import pytest
+from local_world import until
+from worlds import deployment
+
+from capstan_operator.errors import ModelNotFound
+from capstan_operator.reconcile import Reconciler, Turn
+from capstan_operator.settings import OperatorSettings
+from capstan_operator.world.processes import ProcessesWorld
+from capstan_operator.world.processes.checkpoints import checkpoint_directory
+
+pytestmark = pytest.mark.slow
+SETTINGS = OperatorSettings(turn_interval_s=0.3, first_restart_s=0.2)
+
+
+async def answers(url: str) -> bool:
+    """Whether the door serves a completion of eight tokens."""
+    body = {"model": "web", "prompt": "Once", "max_tokens": 8, "ignore_eos": True}
+    async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/completions", json=body) as response:
+        return response.status == 200 and (await response.json())["usage"]["completion_tokens"] == 8
+
+
+async def test_a_resource_is_served_learnt_from_and_served_again_after_a_crash(tmp_path: Path) -> None:
+    try:
+        checkpoint_directory("bundled://capstan-tiny")
+    except ModelNotFound as error:
+        pytest.skip(str(error))
+    of = deployment(model={"source": {"uri": "bundled://capstan-tiny"}, "maxModelLength": 512})
+    world = ProcessesWorld(tmp_path, gateway_port=0, settings=SETTINGS)
+    stop, turns = asyncio.Event(), list[Turn]()
+    loop = asyncio.create_task(Reconciler(world, lambda: of, settings=SETTINGS).run(stop, turns.append))
+    try:
+
+        async def ready() -> bool:
+            status = turns[-1].status if turns else None
+            return status is not None and status.ready_replicas == 1
+
+        await until(ready, 120)
+        gateway = await world.gateway()
+        assert gateway is not None
+        assert gateway.url is not None
+        # What arrives before the table does is held, not refused.
+        assert all(await asyncio.gather(*(answers(gateway.url or "") for _ in range(8))))
+
+        async def learnt() -> bool:
+            decision = turns[-1].decision
+            return decision is not None and decision.memory.model.is_usable and decision.memory.lengths.is_known
+
+        await until(learnt, 30)
+        assert turns[-1].decision is not None
+        assert turns[-1].decision.memory.lengths.output == pytest.approx(8, abs=0.1)
+        assert turns[-1].decision.signals.complete
+
+        (replica,) = await world.replicas()
+        os.kill(world.pids()[replica.id], signal.SIGKILL)
+
+        async def restarted() -> bool:
+            (now,) = await world.replicas()
+            return now.restarts == 1
+
+        await until(restarted, 30)
+        assert await answers(gateway.url), "held while the engine starts again"
+        assert [turn.error for turn in turns if turn.error] == []
+    finally:
+        stop.set()
+        await loop
+        await world.close(10)
+    assert world.pids() == {}
