@@ -4,6 +4,7 @@ Decides nothing: it hands the resource to the same reconciler that runs in a clu
 """
 
 import asyncio
+import fcntl
 import json
 import logging
 import signal
@@ -68,6 +69,8 @@ class _Session:
         self._replay = Replay(options.load, options.settle_s, self._say) if options.load else None
         _require_free(options.port)
         self._run_dir = _made(options.run_dir)
+        # Kept open: the lock lasts as long as this process, however that ends.
+        self._lock = _locked(self._run_dir)
         self._frames: deque[Frame] = deque(maxlen=_MAX_FRAMES)
         self._screen = screen.choose(self._console, plain=options.plain)
         self._stop = asyncio.Event()
@@ -212,6 +215,17 @@ def _require_free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise InputError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from None
+
+
+def _locked(directory: Path) -> TextIO:
+    """A lock on the run directory: two runs in one would overwrite each other's configuration and status."""
+    lock = (directory / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise InputError(f"another capstan up uses {directory}; choose another directory with --run-dir") from None
+    return lock
 
 
 def _made(directory: Path) -> Path:

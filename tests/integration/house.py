@@ -76,6 +76,7 @@ class House:
         self._home = Path(tempfile.mkdtemp(prefix="house-"))
         self.scratch = self._home / "tmp"
         self.scratch.mkdir()
+        self.run_dir = self._home / "run"
         self.file = self._home / "deployment.yaml"
         self.write(of)
         self.lines: list[str] = []
@@ -83,7 +84,7 @@ class House:
         environment = {**os.environ, MARK: self._mark, "TMPDIR": str(self.scratch)}
         command = [sys.executable, "-m", "capstan_cli", "up", str(self.file), "--port", "0", "--plain"]
         self.process = subprocess.Popen(
-            [*command, "--run-dir", str(self._home / "run")],
+            [*command, "--run-dir", str(self.run_dir)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -124,7 +125,7 @@ class House:
     def status(self) -> dict[str, Any]:
         """The status of the resource; empty before the first one is written."""
         try:
-            found: dict[str, Any] = json.loads((self._home / "run" / "status.json").read_text())
+            found: dict[str, Any] = json.loads((self.run_dir / "status.json").read_text())
         except FileNotFoundError:
             return {}
         return found
@@ -152,7 +153,7 @@ class House:
 
     def logs(self) -> str:
         """The last lines of every log, for a failed test."""
-        tails = [f"--- {log.name}\n" + log.read_text()[-1500:] for log in sorted((self._home / "run").rglob("*.log"))]
+        tails = [f"--- {log.name}\n" + log.read_text()[-1500:] for log in sorted(self.run_dir.rglob("*.log"))]
         return "\n".join(tails)
 
     def processes(self) -> list[Process]:

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from house import document
+from house import House, document
 
 from capstan_api.v1alpha1 import parse
 from capstan_operator.world.processes.checkpoints import checkpoint_directory
@@ -39,3 +41,15 @@ def test_a_model_that_is_not_here_is_said_before_anything_starts(tmp_path: Path)
     assert "CAPSTAN_MODELS" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["lost.yaml"]
+
+
+async def test_a_second_house_in_the_same_run_directory_is_refused(
+    tmp_path: Path, build: Callable[[dict[str, Any]], House]
+) -> None:
+    house = build(document("first", scaling={}))
+    await house.said("replica first")
+    refused = capstan("up", str(house.file), "--port", "0", "--run-dir", str(house.run_dir), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "another capstan up uses" in refused.stderr
+    assert "--run-dir" in refused.stderr
+    await house.stop()

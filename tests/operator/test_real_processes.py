@@ -21,10 +21,10 @@ SETTINGS = OperatorSettings(turn_interval_s=0.3, first_restart_s=0.2)
 
 
 async def answers(url: str) -> bool:
-    """Whether the door serves a completion of eight tokens."""
-    body = {"model": "web", "prompt": "Once", "max_tokens": 8, "ignore_eos": True}
+    """Whether the door serves a completion of 48 tokens."""
+    body = {"model": "web", "prompt": "Once", "max_tokens": 48, "ignore_eos": True}
     async with aiohttp.ClientSession() as session, session.post(f"{url}/v1/completions", json=body) as response:
-        return response.status == 200 and (await response.json())["usage"]["completion_tokens"] == 8
+        return response.status == 200 and (await response.json())["usage"]["completion_tokens"] == 48
 
 
 async def test_a_resource_is_served_learnt_from_and_served_again_after_a_crash(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ async def test_a_resource_is_served_learnt_from_and_served_again_after_a_crash(t
 
         await until(learnt, 30)
         assert turns[-1].decision is not None
-        assert turns[-1].decision.memory.lengths.output == pytest.approx(8, abs=0.1)
+        assert turns[-1].decision.memory.lengths.output == pytest.approx(48, abs=0.1)
         assert turns[-1].decision.signals.complete
 
         (replica,) = await world.replicas()
