@@ -6,6 +6,7 @@ overwritten wrongly changes the output, exactly as it would with a real model.
 """
 
 import hashlib
+import time
 from collections.abc import Iterable
 
 from capstan_api.engine_args import EngineArgs
@@ -20,14 +21,15 @@ def digest(*parts: object) -> int:
 
 
 class FakeRunner:
-    """Deterministic next tokens. `broken` request ids fail alone; `explode` fails the whole batch."""
+    """Deterministic next tokens. `broken` request ids fail alone; `explode` fails the whole batch; `step_s` is real."""
 
-    def __init__(self, num_blocks: int = 64, block_size: int = 4, vocab_size: int = 97) -> None:
+    def __init__(self, num_blocks: int = 64, block_size: int = 4, vocab_size: int = 97, step_s: float = 0.0) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.broken: set[str] = set()
         self.explode = False
+        self.step_s = step_s
         self.plans: list[StepPlan] = []
         self._slots: dict[tuple[int, int], int] = {}
 
@@ -38,6 +40,8 @@ class FakeRunner:
         if self.explode:
             raise RuntimeError("the device is gone")
         self.plans.append(plan)
+        if self.step_s:
+            time.sleep(self.step_s)
         result = StepResult()
         for request in plan.scheduled:
             past = self._past(request)
@@ -88,8 +92,11 @@ def _logprobs(token: int) -> TokenLogprobs:
 
 
 def fake_engine(args: EngineArgs) -> Engine:
-    """What `build_engine` makes, around a fake runner. A model directory called `fails` fails in its first step."""
-    runner = FakeRunner(num_blocks=256, block_size=args.block_size)
+    """What `build_engine` makes, around a fake runner. A model directory called `fails` fails in its first step.
+
+    One called `slow` takes 5 ms a step: long requests are still running when a test turns to them.
+    """
+    runner = FakeRunner(num_blocks=256, block_size=args.block_size, step_s=0.005 if args.model.name == "slow" else 0.0)
     runner.explode = args.model.name == "fails"
     scheduler = Scheduler(
         num_blocks=runner.num_blocks,

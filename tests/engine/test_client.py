@@ -115,7 +115,7 @@ async def test_a_stream_that_nobody_reads_delays_no_other(new_client: NewClient)
 
 
 async def test_closing_the_stream_early_aborts_the_request_and_frees_its_blocks(new_client: NewClient) -> None:
-    async with started(new_client("good")) as client:
+    async with started(new_client("slow")) as client:
         async with aclosing(client.generate(make_submit(max_tokens=400))) as stream:
             await anext(stream)
             assert client.num_open == 1
@@ -125,7 +125,7 @@ async def test_closing_the_stream_early_aborts_the_request_and_frees_its_blocks(
 
 
 async def test_cancelling_the_consumer_aborts_the_request(new_client: NewClient) -> None:
-    async with started(new_client("good")) as client:
+    async with started(new_client("slow")) as client:
         consumer = asyncio.create_task(collect(client, make_submit(max_tokens=400)))
         await updated(client, lambda u: u.state.running == 1)
         consumer.cancel()
@@ -193,7 +193,7 @@ async def test_a_failing_step_ends_every_request_and_the_client(new_client: NewC
 
 
 async def test_closing_fails_what_is_open_and_may_be_repeated(new_client: NewClient) -> None:
-    client = new_client("good")
+    client = new_client("slow")
     await client.start()
     stream = client.generate(make_submit(max_tokens=400))
     await anext(stream)
@@ -226,7 +226,7 @@ async def test_a_model_that_cannot_be_loaded_is_a_model_error_without_traceback(
 
 
 async def test_a_killed_core_fails_every_open_stream() -> None:
-    client = ProcessClient(engine_args(), command=FAKE_CORE)
+    client = ProcessClient(engine_args("slow"), command=FAKE_CORE)
     async with started(client):
         assert client.pid is not None
         stream = client.generate(make_submit(max_tokens=400))
