@@ -91,6 +91,8 @@ async def test_an_engine_that_stands_still_is_not_taken_for_idle(fleet: House, a
         scaling = {"minReplicas": 1, "maxReplicas": 2, "behavior": down, "staleMetrics": stale}
         fleet.write(document(FLEET, scaling=scaling))
         await fleet.until(lambda: fleet.condition("MetricsFresh").get("status") == "False", what="blindness is told")
+        # From here on the gateway sends it nothing; what it was sent before waits for it.
+        await fleet.until(lambda: fleet.status()["readyReplicas"] == 1, what="it takes no requests")
         answer = await asking.ask(3000, 8)
         assert answer.is_complete, "the other one serves"
         assert answer.replica != stopped

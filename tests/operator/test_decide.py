@@ -229,7 +229,7 @@ def test_a_new_revision_takes_over_without_a_gap() -> None:
         ({"routing": {"hold": {"maxRequests": 3}}}, False),
         ({"engine": {"maxQueuedRequests": 7}}, True),
         ({"slos": [{"name": "interactive", "ttft": {"thresholdMilliseconds": 900}}]}, True),
-        ({"variants": [{"name": "default", "resources": {"cpuMillicores": 2000}}]}, True),
+        ({"variants": [{"name": "default", "resources": {"cpuMillicores": 500}}]}, True),
     ],
 )
 def test_only_what_engines_run_with_starts_a_new_revision(change: dict[str, Any], restarts: bool) -> None:
@@ -249,6 +249,18 @@ def test_a_failing_scrape_holds_and_a_long_one_is_called_blind() -> None:
     assert blind.signals.blind == (dark.id,)
     assert condition(blind, ConditionType.METRICS_FRESH) == (ConditionStatus.FALSE, "Blind")
     assert condition(blind, ConditionType.READY) == (ConditionStatus.FALSE, "Blind")
+
+
+def test_a_replica_that_served_and_fell_silent_is_missed_even_when_its_world_calls_it_starting() -> None:
+    of = deployment()
+    seen = decide(of, observation(of, replica(of), replica(of, 1)), learnt(of, wanted=2), NOW)
+    silent = replica(of, 1, Phase.STARTING)
+
+    later = decide(of, observation(of, replica(of), silent, at=NOW + 1), seen.memory, NOW + 1)
+    assert not later.signals.complete
+    again = silent.model_copy(update={"restarts": 1})
+    restarted = decide(of, observation(of, replica(of), again, at=NOW + 1), seen.memory, NOW + 1)
+    assert restarted.signals.complete, "another process, which has not reported yet"
 
 
 def test_a_heartbeat_that_stands_still_is_blind_and_one_that_moves_is_idle() -> None:

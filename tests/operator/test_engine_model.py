@@ -45,7 +45,7 @@ def test_exact_steps_are_learnt_exactly() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_jitter_and_a_few_stalls_do_not_mislead(seed: int) -> None:
     steps = noisy(800, COSTS, seed, 0.1)
-    stalled = [s._replace(seconds=s.seconds + 2.0) if i % 50 == 49 else s for i, s in enumerate(steps)]
+    stalled = [s._replace(seconds=s.seconds * (4 if i % 15 == 14 else 1)) for i, s in enumerate(steps)]
     assert worst_error(EngineModel().learn(stalled), COSTS) < 0.10
 
 

@@ -78,12 +78,16 @@ def test_numbers_that_cannot_be_are_refused(value: str) -> None:
         f"{Engine.RUNNING.name}{{".encode(),
         f"{Engine.RUNNING.name} word".encode(),
         f'{Engine.RUNNING.name}{{a="b" 3'.encode(),
-        f"{Engine.RUNNING.name} 1\n".encode() * 200,
     ],
 )
-def test_malformed_and_endless_pages_are_refused(page: bytes) -> None:
+def test_malformed_pages_are_refused(page: bytes) -> None:
     with pytest.raises(ScrapeError):
         engine_metrics(parse(page, _ENGINE, 100), 1.0)
+
+
+def test_pages_with_too_many_lines_are_refused_before_they_are_parsed() -> None:
+    with pytest.raises(ScrapeError, match="more than 100 lines"):
+        parse(b"x 1\n" * 101, _ENGINE, 100)
 
 
 def test_other_peoples_labels_cost_nothing() -> None:

@@ -139,7 +139,7 @@ def advise(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: 
         if not signals.active:
             return _held(memory, 0, "Idle", "no request: scaled to zero")
         woken = min(high, max(1, math.ceil((situation.need or 1) - _TOLERANCE)))
-        cause = f"{signals.held:.0f} requests held" if signals.held >= 1 else "a request arrived"
+        cause = f"{_requests(signals.held)} held" if signals.held >= 1 else "a request arrived"
         return _settled(memory, woken, "RequestsHeld", f"{cause}: 0 → {_count(woken)}")
     idle_s = now - active_at
     if low == 0 and idle_s >= scaling.idle.scale_to_zero_after_seconds:
@@ -160,16 +160,16 @@ def _asked(current: int, situation: Situation) -> tuple[int, str, str]:
     signals, serves, missed, tpot = situation.signals, situation.serves, situation.missed, situation.tpot
     demand, need = situation.demand, situation.need
     wanted = math.ceil(need - _TOLERANCE) if need is not None else current
-    # More replicas are the remedy only when limits have done what they can and all replicas that exist are serving.
-    all_serve = situation.num_ready >= situation.num_live > 0
-    if missed is not None and signals.queue > 0 and not situation.limits.has_room and all_serve:
+    # More replicas are the remedy once limits have done what they can, and one more than serve now: those that are
+    # still starting may well be the cure already.
+    more = max(wanted, min(situation.num_ready, current) + 1)
+    if missed is not None and signals.queue > 0 and not situation.limits.has_room:
         clause = f"TTFT p{missed.percentile} {_ms(missed.measured_s)} > {_ms(missed.threshold_s)}"
-        more = max(wanted, situation.num_ready + 1)
-        return more, "TtftOverThreshold", f"{clause} with {signals.queue:.0f} requests waiting"
+        return more, "TtftOverThreshold", f"{clause} with {_requests(signals.queue)} waiting"
     over_tpot = tpot is not None and tpot.ratio is not None and tpot.ratio > 1
-    if tpot is not None and tpot.measured_s is not None and over_tpot and situation.limits.at_floor and all_serve:
+    if tpot is not None and tpot.measured_s is not None and over_tpot and situation.limits.at_floor:
         clause = f"TPOT p{tpot.percentile} {_ms(tpot.measured_s)} > {_ms(tpot.class_threshold_s)}"
-        return max(wanted, situation.num_ready + 1), "TpotOverThreshold", f"{clause} with limits at their lowest"
+        return more, "TpotOverThreshold", f"{clause} with limits at their lowest"
     rate = f"{signals.arrivals_per_s:.2g} requests/s" if signals.arrivals_per_s is not None else "arrivals unknown"
     if need is None or demand is None or serves is None:
         return current, "CapacityUnknown", f"{_count(current)}: {rate}, what one can serve is not yet known"
@@ -224,6 +224,10 @@ def _held(memory: ReplicasMemory, current: int, reason: str, message: str) -> Ad
 
 def _count(replicas: int) -> str:
     return f"{replicas} replica" if replicas == 1 else f"{replicas} replicas"
+
+
+def _requests(number: float) -> str:
+    return "1 request" if round(number) == 1 else f"{number:.0f} requests"
 
 
 def _ms(seconds: float) -> str:

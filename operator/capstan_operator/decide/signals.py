@@ -191,11 +191,20 @@ def _followed(
     return after, progress, tuple(samples)
 
 
+def _reporting(observation: Observation, window: Window) -> tuple[Replica, ...]:
+    """Replicas that ought to report: the ready ones, and those that did in this life and then fell silent.
+
+    A world calls the latter starting again, because they take no requests; they may still work on those they have.
+    """
+    live = observation.with_phase(Phase.READY, Phase.STARTING)
+    return tuple(replica for replica in live if replica.phase is Phase.READY or replica.id in window.tracks)
+
+
 def _blind(observation: Observation, window: Window, now: float, max_age_s: float) -> tuple[str, ...]:
-    """Ready replicas, and the gateway, from which there has been no sign of life for too long."""
+    """Replicas that ought to report, and the gateway, from which there has been no sign of life for too long."""
     since = window.since if window.since is not None else now
     blind = []
-    for replica in observation.with_phase(Phase.READY):
+    for replica in _reporting(observation, window):
         track = window.tracks.get(replica.id)
         # Having just become ready is a sign of life too.
         last_word = max(since, track.advanced_at if track else 0.0, replica.ready_at or replica.created_at)
@@ -216,8 +225,8 @@ def _signals(
     blind: tuple[str, ...],
     objectives: Iterable[Objectives],
 ) -> Signals:
-    ready = observation.with_phase(Phase.READY)
-    complete = gateway is not None and not blind and all(replica.id in engines for replica in ready)
+    reporting = _reporting(observation, window)
+    complete = gateway is not None and not blind and all(replica.id in engines for replica in reporting)
     in_flight = gateway.in_flight if gateway is not None else {}
     held = gateway.held if gateway is not None else 0.0
     served = [engines[replica.id] for replica in observation.replicas if replica.id in engines]
