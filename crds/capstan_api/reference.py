@@ -29,7 +29,7 @@ _HEADERS = (
 )
 _PORTS = (
     (names.PORT_GATEWAY, "gateway", "OpenAI-compatible API, health, metrics"),
-    (names.PORT_GATEWAY_ADMIN, "gateway", "admin API: replica table, drain, state"),
+    (names.PORT_GATEWAY_ADMIN, "gateway", "admin API: replica table, configuration, drain, state"),
     (names.PORT_ENGINE, "engine", "OpenAI-compatible API, health, metrics"),
     (names.PORT_ENGINE_ADMIN, "engine", "admin API: batch limits, drain, state, steps"),
 )
@@ -73,7 +73,8 @@ def render() -> str:
         "The JSON file of `python -m capstan_engine --config FILE`. The operator writes it.",
         _fields(structural(EngineArgs), ""),
         "## Gateway arguments",
-        "The JSON file of `python -m capstan_gateway --config FILE`. The operator writes it.",
+        "The JSON file of `python -m capstan_gateway --config FILE`. The operator writes it. "
+        "`PUT /admin/config` replaces it while the gateway serves, all but `cpus`, `host` and the ports.",
         _fields(structural(GatewayArgs), ""),
         "## Admin API bodies",
         *(part for body in _BODIES for part in (f"### {body.__name__}", _summary(body), _fields(structural(body), ""))),

@@ -6,6 +6,7 @@ what a whole decision left behind.
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from capstan_operator.apply import apply
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide import Decision, Memory, Observation, decide
 from capstan_operator.decide.times import rfc3339
+from capstan_operator.decide.values import Value
 from capstan_operator.observe import Observer
 from capstan_operator.scrape import Scraper
 from capstan_operator.settings import OperatorSettings
@@ -137,9 +139,9 @@ def record(turn: Turn) -> dict[str, Any]:
     return {
         "now": turn.now,
         "deployment": turn.deployment.model_dump(mode="json", exclude={"status"}),
-        "memory": turn.memory.model_dump(mode="json"),
-        "observation": turn.observation.model_dump(mode="json") if turn.observation else None,
-        "decision": turn.decision.model_dump(mode="json", exclude={"memory", "status"}) if turn.decision else None,
+        "memory": _plain(turn.memory),
+        "observation": _plain(turn.observation),
+        "decision": _plain(turn.decision, exclude={"memory", "status"}),
         "error": turn.error,
     }
 
@@ -154,6 +156,11 @@ def replay(recorded: dict[str, Any]) -> Decision:
         Memory.model_validate(recorded["memory"]),
         recorded["now"],
     )
+
+
+def _plain(value: Value | None, exclude: set[str] | None = None) -> Any:
+    """As JSON would give it back: by way of its text, where even a scraped NaN has a form."""
+    return None if value is None else json.loads(value.model_dump_json(exclude=exclude))
 
 
 async def _first_of(stop: asyncio.Event, wake: asyncio.Event, timeout_s: float) -> None:

@@ -8,6 +8,7 @@
     incoming │ reply │ metrics what came │ what goes │ what is counted
     replicas │ holding         who serves, with their load │ who waits
     routing                    PURE: the choice of a replica
+    config                     what is in force, replaced as a whole while it runs
     classes │ meter │ errors   SLO classes and aliases │ reading a stream │ answers that are none
 
 It holds no state that outlives it: a restarted gateway learns its replicas from the operator's next `PUT` and rebuilds

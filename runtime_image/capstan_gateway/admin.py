@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from capstan_api.engine_args import GatewayArgs
 from capstan_api.names import ENV_ADMIN_TOKEN
 from capstan_api.replicas import GatewayState, ReplicaTableUpdate
 from capstan_gateway.app import application
@@ -36,8 +37,19 @@ class DrainRequest(BaseModel):
     timeout_seconds: float | None = Field(default=None, ge=0, le=86400, allow_inf_nan=False)
 
 
-def admin_app(proxy: Proxy, fleet: Fleet, drain: Callable[[float | None], None], token: str | None) -> ASGIApp:
-    """The application of the admin port. `drain` takes a timeout in seconds, None for the declared one."""
+def admin_app(
+    proxy: Proxy,
+    fleet: Fleet,
+    *,
+    configure: Callable[[GatewayArgs], None],
+    drain: Callable[[float | None], None],
+    token: str | None,
+) -> ASGIApp:
+    """The application of the admin port.
+
+    `configure` raises ValueError for what it does not take; `drain` takes a timeout in seconds, None for the declared
+    one.
+    """
     started = time.monotonic()
 
     async def read_replicas(_: Request) -> Response:
@@ -48,6 +60,17 @@ def admin_app(proxy: Proxy, fleet: Fleet, drain: Callable[[float | None], None],
             rows = ", ".join(f"{replica.id} {replica.state}" for replica in fleet.table)
             logger.info("replicas: %s", rows or "none")
         return _model_response(fleet.table.status())
+
+    async def read_config(_: Request) -> Response:
+        return _model_response(fleet.config.args)
+
+    async def replace_config(request: Request) -> Response:
+        args = _validated(GatewayArgs, await _body(request))
+        try:
+            configure(args)
+        except ValueError as error:
+            raise InvalidRequest(f"{error}.", param="slo_classes", code="invalid_value") from None
+        return _model_response(fleet.config.args)
 
     async def read_state(_: Request) -> Response:
         return _model_response(state())
@@ -71,6 +94,8 @@ def admin_app(proxy: Proxy, fleet: Fleet, drain: Callable[[float | None], None],
         [
             Route("/admin/replicas", read_replicas, methods=["GET"]),
             Route("/admin/replicas", replace_replicas, methods=["PUT"]),
+            Route("/admin/config", read_config, methods=["GET"]),
+            Route("/admin/config", replace_config, methods=["PUT"]),
             Route("/admin/state", read_state),
             Route("/admin/drain", start_drain, methods=["POST"]),
         ]

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from capstan_api.names import HEADER_REQUEST_ID
 from capstan_gateway.auth import RequireBearer
-from capstan_gateway.classes import ClassTable
+from capstan_gateway.config import LiveConfig
 from capstan_gateway.errors import (
     GatewayError,
     InternalError,
@@ -39,22 +39,23 @@ OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/metrics"})
 PROXIED_PATHS: Final = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
 
 
-def public_app(proxy: Proxy, classes: ClassTable, metrics: GatewayMetrics, api_key: str | None) -> ASGIApp:
+def public_app(proxy: Proxy, config: LiveConfig, metrics: GatewayMetrics, api_key: str | None) -> ASGIApp:
     """The application of the public port. `api_key` None means that no key is asked for."""
     created = int(time.time())
 
     def entry(name: str) -> dict[str, object]:
         # An alias is a way to ask for the first model, which its root names.
-        root = name if name in classes.served_model_names else classes.served_model_names[0]
+        served = config.classes.served_model_names
+        root = name if name in served else served[0]
         return {"id": name, "object": "model", "created": created, "owned_by": "capstan", "root": root, "parent": None}
 
     async def models(_: Request) -> Response:
-        return json_response({"object": "list", "data": [entry(name) for name in classes.model_names]})
+        return json_response({"object": "list", "data": [entry(name) for name in config.classes.model_names]})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in classes.model_names:
-            served = ", ".join(classes.model_names)
+        if name not in config.classes.model_names:
+            served = ", ".join(config.classes.model_names)
             raise ModelNotFound(f"The requested model does not exist. Served here: {served}.", param="model")
         return json_response(entry(name))
 

@@ -18,6 +18,7 @@ import aiohttp
 import orjson
 
 from capstan_api.names import HEADER_REPLICA, HEADER_TPOT_MS, HEADER_TTFT_MS
+from capstan_gateway.config import LiveConfig
 from capstan_gateway.errors import DeadlineExceeded, NoReplicaReady, ReplicaLost, TooManyHeld
 from capstan_gateway.holding import RoomFull, WaitedTooLong, WaitingRoom
 from capstan_gateway.incoming import Incoming
@@ -68,7 +69,7 @@ class Fleet:
     room: WaitingRoom
     session: aiohttp.ClientSession
     metrics: GatewayMetrics
-    hold_timeout_s: float
+    config: LiveConfig
     clock: Callable[[], float] = time.monotonic
 
 
@@ -128,7 +129,8 @@ class Exchange:
 
     async def _hold(self, tried: set[Replica], *, accepted: bool) -> None:
         incoming, room = self._incoming, self._fleet.room
-        give_up = incoming.arrival + self._fleet.hold_timeout_s
+        hold_timeout_s = self._fleet.config.args.hold_timeout_seconds
+        give_up = incoming.arrival + hold_timeout_s
         until = give_up if incoming.deadline is None else min(give_up, incoming.deadline)
         # Ready in the table and yet not taking requests: look again when the first of them may be tried.
         recheck_at = min((r.aside_until for r in self._fleet.table.ready() if r in tried), default=None)
@@ -143,14 +145,14 @@ class Exchange:
         except RoomFull:
             raise TooManyHeld(
                 "No replica is ready and as many requests wait as may. Try again later.",
-                retry_after_s=room.retry_after_s(self._fleet.hold_timeout_s),
+                retry_after_s=room.retry_after_s(hold_timeout_s),
             ) from None
         except WaitedTooLong:
             if until != give_up:
                 raise DeadlineExceeded("The request's deadline passed before a replica was ready.") from None
             raise NoReplicaReady(
-                f"No replica was ready within {self._fleet.hold_timeout_s:g} seconds. Try again later.",
-                retry_after_s=room.retry_after_s(self._fleet.hold_timeout_s),
+                f"No replica was ready within {hold_timeout_s:g} seconds. Try again later.",
+                retry_after_s=room.retry_after_s(hold_timeout_s),
             ) from None
 
     async def _attempt(self, replica: Replica) -> Ended:

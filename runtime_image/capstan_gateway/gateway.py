@@ -14,7 +14,7 @@ import aiohttp
 from capstan_api.engine_args import GatewayArgs
 from capstan_gateway.admin import admin_app
 from capstan_gateway.app import public_app
-from capstan_gateway.classes import ClassTable
+from capstan_gateway.config import LiveConfig
 from capstan_gateway.exchange import Fleet
 from capstan_gateway.holding import WaitingRoom
 from capstan_gateway.listener import CannotListen, Listener
@@ -34,23 +34,24 @@ class Gateway:
 
     def __init__(self, args: GatewayArgs, *, api_key: str | None = None, admin_token: str | None = None) -> None:
         """Raises ValueError when the classes cannot be told apart."""
-        self._args = args
-        self._classes = ClassTable(args.served_model_names, args.slo_classes)
+        self._config = LiveConfig(args)
         self._api_key = api_key
         self._admin_token = admin_token
         self._drain: asyncio.Task[bool] | None = None
 
     async def __aenter__(self) -> Self:
         """Bind and listen. Raises CannotListen."""
-        args = self._args
+        args = self._config.args
         room = WaitingRoom(args.max_held_requests)
         table = ReplicaTable(on_ready=room.release)
         metrics = GatewayMetrics(args.slo_classes, table, room)
         session = _session()
-        self._fleet = Fleet(table, room, session, metrics, args.hold_timeout_seconds)
-        self._proxy = Proxy(self._classes, self._fleet, prefix_affinity=args.prefix_affinity)
-        public = public_app(self._proxy, self._classes, metrics, self._api_key)
-        admin = admin_app(self._proxy, self._fleet, self.start_draining, self._admin_token)
+        self._fleet = Fleet(table, room, session, metrics, self._config)
+        self._proxy = Proxy(self._fleet)
+        public = public_app(self._proxy, self._config, metrics, self._api_key)
+        admin = admin_app(
+            self._proxy, self._fleet, configure=self.configure, drain=self.start_draining, token=self._admin_token
+        )
         self._listeners: list[Listener] = []
         try:
             for app, port in ((public, args.port), (admin, args.admin_port)):
@@ -68,11 +69,21 @@ class Gateway:
         self._proxy.interrupt_all()
         await self._close()
 
+    def configure(self, args: GatewayArgs) -> None:
+        """Go by `args` from now on; address, ports and processors stay. Open requests end as what they came as.
+
+        Nothing is awaited, so no request sees one half of it. Raises ValueError, and then nothing has changed.
+        """
+        self._config.replace(args)
+        self._fleet.room.max_held = args.max_held_requests
+        self._fleet.metrics.declare(args.slo_classes)
+        logger.info("configured: classes %s", ", ".join(slo_class.name for slo_class in args.slo_classes))
+
     def start_draining(self, timeout_s: float | None = None) -> None:
         """Refuse new requests and finish the accepted ones; begun once, later calls change nothing."""
         self._proxy.start_draining()
         if self._drain is None:
-            timeout_s = self._args.drain_timeout_seconds if timeout_s is None else timeout_s
+            timeout_s = self._config.args.drain_timeout_seconds if timeout_s is None else timeout_s
             logger.info("draining: %d requests are open", self._proxy.num_open)
             self._drain = asyncio.create_task(self._proxy.drain(timeout_s))
 

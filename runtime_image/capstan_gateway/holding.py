@@ -26,7 +26,8 @@ class WaitingRoom:
     """Holds at most `max_held` newcomers. One event loop's property: not thread-safe."""
 
     def __init__(self, max_held: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_held = max_held
+        self.max_held = max_held
+        """May be changed at any time; those inside stay."""
         self._clock = clock
         self._waiting: dict[tuple[int, float, int], asyncio.Future[None]] = {}
         self._order = count()
@@ -44,7 +45,7 @@ class WaitingRoom:
 
         Raises RoomFull for a newcomer (not `accepted`) in a full room and WaitedTooLong at `until`.
         """
-        if len(self._waiting) >= self._max_held and not accepted:
+        if len(self._waiting) >= self.max_held and not accepted:
             raise RoomFull
         end = until if recheck_at is None else min(until, recheck_at)
         now = self._clock()

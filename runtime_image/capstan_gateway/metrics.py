@@ -2,6 +2,9 @@
 
 Counters and histograms are kept here; gauges are read from the replica table and the waiting room when somebody
 scrapes, so they can neither drift nor keep the label of a replica that is gone.
+
+The surprising idea: classes come and go while requests are open. A class that leaves takes its series with it, and a
+histogram whose bounds change starts again from zero: readers see a reset, as after a restart, and never a wrong sum.
 """
 
 from collections.abc import Iterator
@@ -72,10 +75,28 @@ class GatewayMetrics:
         self._output_tokens = self._counter(Catalogue.OUTPUT_TOKENS)
         self._retries = self._counter(Catalogue.RETRIES)
         self._routed = self._counter(Catalogue.ROUTED)
-        self._ttft = self._histogram(Catalogue.TTFT, slo_classes)
-        self._tpot = self._histogram(Catalogue.TPOT, slo_classes)
+        self._ttft = self._histogram(Catalogue.TTFT, _bounds(Catalogue.TTFT, slo_classes))
+        self._tpot = self._histogram(Catalogue.TPOT, _bounds(Catalogue.TPOT, slo_classes))
+        self._slo_classes = slo_classes
         self.routed = dict.fromkeys(Reason, 0)
-        self._start_at_zero(slo_classes)
+        self._start_at_zero()
+
+    def declare(self, slo_classes: tuple[SloClass, ...]) -> None:
+        """Count for these classes from now on.
+
+        All classes share the bounds of a histogram, so a new threshold makes it start from zero for all of them;
+        counters go on. A class that leaves is forgotten, for should it come back it has to start from zero; requests
+        of it that are still open count under its name, until the next call forgets these counts too.
+        """
+        self._ttft = self._rebound(self._ttft, Catalogue.TTFT, slo_classes)
+        self._tpot = self._rebound(self._tpot, Catalogue.TPOT, slo_classes)
+        stay = {c.name for c in self._slo_classes} & {c.name for c in slo_classes}
+        self._slo_classes = slo_classes
+        counted = {sample.labels["slo_class"] for family in self._responses.collect() for sample in family.samples}
+        for name in counted - stay:
+            for metric, labels in self._series(name):
+                metric.remove(*labels)
+        self._start_at_zero()
 
     def arrived(self, slo_class: SloClass) -> None:
         self._requests.labels(slo_class.name).inc()
@@ -115,27 +136,38 @@ class GatewayMetrics:
         """The Prometheus text format."""
         return generate_latest(self._registry)
 
-    def _start_at_zero(self, slo_classes: tuple[SloClass, ...]) -> None:
+    def _start_at_zero(self) -> None:
         # A counter that appears with its first event hides that event from a rate.
-        for slo_class in slo_classes:
-            for counter in (self._requests, self._slo_total, self._prompt_tokens, self._output_tokens):
-                counter.labels(slo_class.name)
-            for outcome in Outcome:
-                self._responses.labels(slo_class.name, outcome)
-            for objective in ("ttft", "tpot", "all"):
-                self._slo_good.labels(slo_class.name, objective)
-            self._ttft.labels(slo_class.name)
-            self._tpot.labels(slo_class.name)
+        for slo_class in self._slo_classes:
+            for metric, labels in self._series(slo_class.name):
+                metric.labels(*labels)
         for reason in Reason:
             self._routed.labels(reason)
+
+    def _series(self, name: str) -> Iterator[tuple[Counter | Histogram, tuple[str, ...]]]:
+        """Every series that a class has, with its labels."""
+        for counter in (self._requests, self._slo_total, self._prompt_tokens, self._output_tokens):
+            yield counter, (name,)
+        for outcome in Outcome:
+            yield self._responses, (name, outcome)
+        for objective in ("ttft", "tpot", "all"):
+            yield self._slo_good, (name, objective)
+        for histogram in (self._ttft, self._tpot):
+            yield histogram, (name,)
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
 
-    def _histogram(self, metric: Metric, slo_classes: tuple[SloClass, ...]) -> Histogram:
-        declared = [c.ttft_seconds if metric.slo_bounds is Slo.TTFT else c.tpot_seconds for c in slo_classes]
-        bounds = metric.bounds(tuple(threshold for threshold in declared if threshold is not None))
+    def _histogram(self, metric: Metric, bounds: tuple[float, ...]) -> Histogram:
         return Histogram(metric.name, metric.help, metric.labels, buckets=bounds, registry=self._registry)
+
+    def _rebound(self, histogram: Histogram, metric: Metric, slo_classes: tuple[SloClass, ...]) -> Histogram:
+        """The histogram, or another in its place when its bounds are not those that these classes need."""
+        bounds = _bounds(metric, slo_classes)
+        if bounds == _bounds(metric, self._slo_classes):
+            return histogram
+        self._registry.unregister(histogram)
+        return self._histogram(metric, bounds)
 
 
 class _Gauges(Collector):
@@ -156,6 +188,11 @@ class _Gauges(Collector):
         for state in ReplicaState:
             replicas.add_metric([state.lower()], self._table.num_in_state(state))
         yield from (held, in_flight, replicas)
+
+
+def _bounds(metric: Metric, slo_classes: tuple[SloClass, ...]) -> tuple[float, ...]:
+    declared = [c.ttft_seconds if metric.slo_bounds is Slo.TTFT else c.tpot_seconds for c in slo_classes]
+    return metric.bounds(tuple(threshold for threshold in declared if threshold is not None))
 
 
 def _gauge(metric: Metric) -> GaugeMetricFamily:

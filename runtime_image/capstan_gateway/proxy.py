@@ -13,7 +13,6 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from capstan_gateway.classes import ClassTable
 from capstan_gateway.errors import Draining, GatewayError, InternalError
 from capstan_gateway.exchange import Exchange, Fleet
 from capstan_gateway.incoming import ClientGone, Incoming, parse, read_body, request_id_of
@@ -31,10 +30,8 @@ _MEASURED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 class Proxy:
     """ASGI application for the proxied routes."""
 
-    def __init__(self, classes: ClassTable, fleet: Fleet, *, prefix_affinity: bool) -> None:
-        self._classes = classes
+    def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._prefix_affinity = prefix_affinity
         self._interruptions: set[Interruption] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -81,8 +78,9 @@ class Proxy:
                 await reply.fail(error)
                 if measured:
                     outcome = Outcome.REJECTED if isinstance(error, Draining) else Outcome.INVALID
-                    self._fleet.metrics.arrived(self._classes.default)
-                    self._fleet.metrics.ended(self._classes.default, Ended(outcome))
+                    default = self._fleet.config.classes.default
+                    self._fleet.metrics.arrived(default)
+                    self._fleet.metrics.ended(default, Ended(outcome))
                 return
             if measured:
                 self._fleet.metrics.arrived(incoming.slo_class)
@@ -94,14 +92,15 @@ class Proxy:
         if self.draining:
             raise _draining()
         body = await read_body(headers, receive)
+        config = self._fleet.config
         return parse(
             path,
             headers,
             body,
-            self._classes,
+            config.classes,
             request_id=request_id,
             arrival=arrival,
-            prefix_affinity=self._prefix_affinity,
+            prefix_affinity=config.args.prefix_affinity,
         )
 
     async def _serve(self, incoming: Incoming, receive: Receive, reply: Reply, *, measured: bool) -> Ended:

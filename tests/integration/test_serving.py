@@ -109,6 +109,30 @@ async def test_edits_under_load_cost_no_request(house: House) -> None:
     assert {answer.replica for answer in answers} == {old, *house.pids("engine")}
 
 
+async def test_an_edit_of_the_slos_reaches_the_running_gateway_and_costs_no_request(house: House) -> None:
+    endpoint = await house.ready(1)
+    gateway, [old] = house.pids("gateway"), house.pids("engine")
+    slos = document(NAME, scaling=SCALING)["spec"]["slos"]
+    slos[0] |= {"name": "chat", "ttft": {"thresholdMilliseconds": 4321}}
+    slos.append({"name": "bulk", "selector": {"modelAlias": f"{NAME}-bulk"}, "ttft": {"thresholdMilliseconds": 60000}})
+    bucket = "capstan_gateway_time_to_first_token_seconds_bucket"
+    async with constant_load(endpoint) as answers:
+        await house.until(lambda: len(answers) >= NUM_LOOPS, what="streams")
+        house.write(document(NAME, scaling=SCALING, slos=slos))
+        # Engines count by class too, so they are rolled out; the door stays, and until then it sends the old one
+        # requests of a class that only the door knows.
+        await house.until(lambda: old not in house.pids("engine") and len(house.pids("engine")) == 1, what="a rollout")
+        await house.ready(1)
+        num_before = len(answers)
+        await house.until(lambda: len(answers) > num_before + NUM_LOOPS, what="the new one serves")
+    assert house.pids("gateway") == gateway
+    assert all(answer.is_complete for answer in answers), told(a for a in answers if not a.is_complete)
+    async with client(endpoint, f"{NAME}-bulk") as asking:
+        assert await asking.metric(bucket, slo_class="chat", le="4.321") > 0
+        assert (await asking.ask(0, 4)).is_complete
+        assert await asking.metric("capstan_gateway_requests_total", slo_class="bulk") == 1
+
+
 async def test_sigterm_finishes_what_was_accepted_and_leaves_nothing(house: House) -> None:
     async with client(await house.ready(1), NAME) as asking:
         begun = [asking.begin(number, 200, stream=number % 2 == 0) for number in range(6)]

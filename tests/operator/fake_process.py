@@ -3,7 +3,8 @@
     python fake_process.py engine|gateway --config FILE --exit-with-parent
 
 Listens, becomes ready, tells made-up numbers, keeps limits and a table, and does as it is told at `/test/...`: die,
-turn sick, be busy (which a drain waits for). Started by the tests in place of the real programs.
+turn sick, be busy (which a drain waits for), refuse its configuration. Started by the tests in place of the real
+programs.
 """
 
 import argparse
@@ -26,6 +27,7 @@ class Fake:
     def __init__(self, kind: str, args: dict[str, Any]) -> None:
         self.kind, self.args = kind, args
         self.sick = False
+        self.stubborn = False
         self.busy = 0
         self.held = 0
         self.heartbeat = 0
@@ -53,6 +55,7 @@ class Fake:
         app.router.add_get("/admin/steps", self.steps)
         app.router.add_get("/admin/replicas", self.read_table)
         app.router.add_put("/admin/replicas", self.put_table)
+        app.router.add_put("/admin/config", self.put_config)
         return app
 
     @web.middleware
@@ -84,6 +87,8 @@ class Fake:
                 os._exit(3)
             case "sicken":
                 self.sick = True
+            case "refuse":
+                self.stubborn = True
             case "work":
                 self.busy += 1
             case "rest":
@@ -124,8 +129,15 @@ class Fake:
         self.table = (await request.json())["replicas"]
         return await self.read_table(request)
 
+    async def put_config(self, request: web.Request) -> web.Response:
+        if self.stubborn:
+            return web.json_response({"error": {"message": "slo_classes: no."}}, status=400)
+        self.args = await request.json()
+        print(f"configured: max_held_requests {self.args['max_held_requests']}", file=sys.stderr, flush=True)
+        return web.json_response(self.args)
 
-async def serve(fake: Fake) -> None:
+
+async def serve(fake: Fake, *, exit_with_parent: bool) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -142,7 +154,8 @@ async def serve(fake: Fake) -> None:
             pass
         loop.call_soon_threadsafe(orphaned)
 
-    threading.Thread(target=wait_for_parent, daemon=True).start()
+    if exit_with_parent:
+        threading.Thread(target=wait_for_parent, daemon=True).start()
     runners, ports = [], []
     for app, port in ((fake.api(), fake.args["port"]), (fake.admin(), fake.args["admin_port"])):
         runner = web.AppRunner(app)
@@ -165,7 +178,7 @@ def main() -> None:
     parser.add_argument("--exit-with-parent", action="store_true")
     options = parser.parse_args()
     fake = Fake(options.kind, json.loads(options.config.read_text()))
-    asyncio.run(serve(fake))
+    asyncio.run(serve(fake, exit_with_parent=options.exit_with_parent))
 
 
 if __name__ == "__main__":

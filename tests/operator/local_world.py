@@ -24,11 +24,11 @@ SETTINGS = OperatorSettings(
 )
 
 
-def fake_world(run_dir: Path) -> ProcessesWorld:
+def fake_world(run_dir: Path, settings: OperatorSettings = SETTINGS) -> ProcessesWorld:
     return ProcessesWorld(
         run_dir,
         gateway_port=0,
-        settings=SETTINGS,
+        settings=settings,
         engine_command=(*FAKE, "engine"),
         gateway_command=(*FAKE, "gateway"),
         model_directory=lambda _: run_dir,
@@ -36,8 +36,8 @@ def fake_world(run_dir: Path) -> ProcessesWorld:
 
 
 @asynccontextmanager
-async def running_world(run_dir: Path) -> AsyncIterator[ProcessesWorld]:
-    world = fake_world(run_dir)
+async def running_world(run_dir: Path, settings: OperatorSettings = SETTINGS) -> AsyncIterator[ProcessesWorld]:
+    world = fake_world(run_dir, settings)
     try:
         yield world
     finally:

@@ -361,3 +361,15 @@ def test_a_restarted_operator_adopts_the_replicas_that_it_finds() -> None:
 
     assert decision.memory.replicas.wanted == 2
     assert not of_kind(decision, StartReplica, DrainReplica, StopReplica)
+
+
+def test_a_large_fleet_fits_into_status() -> None:
+    of = deployment(scaling={"maxReplicas": 2000})
+    dark = [replica(of, i, metrics=None, ready_at=NOW - 500) for i in range(2000)]
+    held = decide(of, observation(of, *dark), learnt(of, wanted=2000), NOW)
+    blind = decide(of, observation(of, *dark, at=NOW + 60), held.memory, NOW + 60)
+
+    assert len(blind.signals.blind) == 2000
+    assert len(blind.status.memory) < 65_536
+    fresh = next(c for c in blind.status.conditions if c.type is ConditionType.METRICS_FRESH)
+    assert fresh.message.endswith("and 1997 more: the last decision holds")

@@ -31,6 +31,19 @@ def test_a_reset_or_other_bounds_give_no_difference() -> None:
     assert only_the_histogram.minus(counters(4)) is None
 
 
+def test_a_threshold_that_changes_costs_one_look_and_is_never_taken_for_traffic() -> None:
+    """The gateway's counters go on, while the histogram with the new bound starts from zero."""
+    before, after = counters(1000), counters(1003)
+    other = Histogram(bounds=(*after.ttft.bounds, after.ttft.bounds[-1] + 1), counts=(*after.ttft.counts, 0.0))
+    empty = other.model_copy(update={"counts": (0.0,) * len(other.counts)})
+    changed = after.model_copy(update={"ttft": empty})
+    assert changed.minus(before) is None
+    later = counters(1008).model_copy(update={"ttft": empty})
+    difference = later.minus(changed)
+    assert difference is not None
+    assert difference.arrived == counters(1008).arrived - after.arrived
+
+
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_a_difference_added_again_gives_the_later_counters(earlier: int, more: int) -> None:
     before, after = counters(earlier), counters(earlier + more)

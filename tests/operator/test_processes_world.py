@@ -17,7 +17,7 @@ from capstan_operator.decide import render
 from capstan_operator.decide.observation import Phase
 from capstan_operator.errors import ModelNotFound, WorldError
 from capstan_operator.settings import OperatorSettings
-from capstan_operator.world.base import ReplicaFacts, World
+from capstan_operator.world.base import GatewayFacts, ReplicaFacts, World
 from capstan_operator.world.processes import ProcessesWorld
 from capstan_operator.world.processes.checkpoints import ENV_MODELS, checkpoint_directory
 from capstan_operator.world.processes.child import back_off_s
@@ -178,42 +178,85 @@ async def test_a_replica_in_back_off_can_be_stopped_at_once(tmp_path: Path) -> N
         await until(none)
 
 
-async def test_the_gateway_keeps_its_port_over_crash_and_replacement(tmp_path: Path) -> None:
+OTHER_DOOR = DOOR.model_copy(update={"max_held_requests": 3})
+
+
+async def door_of(world: ProcessesWorld, restarts: int = 0) -> GatewayFacts:
+    """The gateway, once it is ready and has been started again so often."""
+
+    async def ready() -> bool:
+        facts = await world.gateway()
+        return facts is not None and (facts.phase, facts.restarts) == (Phase.READY, restarts)
+
+    await until(ready)
+    facts = await world.gateway()
+    assert facts is not None
+    return facts
+
+
+def configured(run_dir: Path) -> int:
+    """The bound on held requests in the file that a gateway starts with."""
+    bound: int = json.loads((run_dir / "config" / "gateway.json").read_text())["max_held_requests"]
+    return bound
+
+
+async def test_a_gateway_that_serves_is_configured_in_place_and_starts_so_after_a_crash(tmp_path: Path) -> None:
     async with running_world(tmp_path) as world:
         await world.ensure_gateway("one", DOOR)
-
-        async def ready() -> bool:
-            facts = await world.gateway()
-            return facts is not None and facts.phase is Phase.READY
-
-        await until(ready)
-        first = await world.gateway()
-        assert first is not None
+        first, pids = await door_of(world), world.pids()
         await world.ensure_gateway("one", DOOR)
-        assert world.pids().keys() == {"gateway"}
-        pid = world.pids()["gateway"]
 
-        await world.ensure_gateway("two", DOOR.model_copy(update={"max_held_requests": 3}))
-
-        async def replaced() -> bool:
-            return await ready() and world.pids()["gateway"] != pid
-
-        await until(replaced)
-        second = await world.gateway()
-        assert second is not None
+        await world.ensure_gateway("two", OTHER_DOOR)
+        assert world.pids() == pids, "the same process"
+        second = await door_of(world)
         assert (second.revision, second.url, second.restarts) == ("two", first.url, 0)
-        assert json.loads((tmp_path / "config" / "gateway.json").read_text())["max_held_requests"] == 3
+        log = tmp_path / "logs" / "gateway.log"
+        assert log.read_text().splitlines() == ["configured: max_held_requests 3"]
+        assert configured(tmp_path) == 3
 
         await tell(second.url, "die")
+        third = await door_of(world, restarts=1)
+        assert (third.revision, third.url) == ("two", first.url)
+        assert configured(tmp_path) == 3
+        assert world.pids() != pids
 
-        async def restarted() -> bool:
+
+async def test_a_gateway_that_does_not_listen_yet_is_told_when_it_does(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        await world.ensure_gateway("one", DOOR)
+        await world.ensure_gateway("two", OTHER_DOOR)
+        assert (await door_of(world)).revision == "one", "asked again, the loop will say so once more"
+        await world.ensure_gateway("two", OTHER_DOOR)
+        assert (await door_of(world)).revision == "two"
+        assert configured(tmp_path) == 3
+
+
+async def test_a_dead_gateway_starts_with_the_new_configuration(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"first_restart_s": 3600, "longest_restart_s": 3600})
+    async with running_world(tmp_path, settings) as world:
+        await world.ensure_gateway("one", DOOR)
+        await tell((await door_of(world)).url, "die")
+
+        async def dead() -> bool:
             facts = await world.gateway()
-            return facts is not None and facts.restarts == 1 and facts.phase is Phase.READY
+            return facts is not None and facts.phase is Phase.FAILED
 
-        await until(restarted)
-        third = await world.gateway()
-        assert third is not None
-        assert third.url == first.url
+        await until(dead)
+        await world.ensure_gateway("two", OTHER_DOOR)
+        # It does not wait for the rest of its back-off: the old configuration may be what killed it.
+        assert (await door_of(world, restarts=1)).revision == "two"
+        assert configured(tmp_path) == 3
+
+
+async def test_a_configuration_that_the_gateway_refuses_is_said_and_not_kept(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        await world.ensure_gateway("one", DOOR)
+        facts = await door_of(world)
+        await tell(facts.url, "refuse")
+        with pytest.raises(WorldError, match=r"refuses .* 400: .*slo_classes"):
+            await world.ensure_gateway("two", OTHER_DOOR)
+        assert (await door_of(world)).revision == "one"
+        assert configured(tmp_path) == DOOR.max_held_requests
 
 
 async def test_close_ends_everything_and_may_be_repeated(tmp_path: Path) -> None:

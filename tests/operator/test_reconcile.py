@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 from local_world import SETTINGS, running_world, tell
-from worlds import deployment
+from worlds import NOW, counters, deployment, observation
 
 from capstan_api.status import ConditionStatus, ConditionType
 from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.decide import Memory, decide
 from capstan_operator.decide.observation import Phase
 from capstan_operator.errors import WorldError
 from capstan_operator.reconcile import Reconciler, Turn, record, replay
@@ -160,6 +161,18 @@ async def test_a_turn_that_fails_is_told_and_the_loop_goes_on(tmp_path: Path, mo
     assert turns[-1].decision is not None
 
 
+async def test_an_action_that_fails_is_told_and_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FileSource(written(tmp_path / "web.yaml", deployment()))
+    async with running_world(tmp_path / "run") as world:
+
+        async def refuse(revision: str, args: object) -> None:
+            raise WorldError("port 8000 is taken")
+
+        monkeypatch.setattr(world, "ensure_gateway", refuse)
+        turns = await reconciled(world, source, lambda t: t.status is not None and t.status.ready_replicas == 1)
+    assert {t.error for t in turns} == {"EnsureGateway: port 8000 is taken"}
+
+
 async def test_a_recorded_turn_replays_to_the_same_decision(tmp_path: Path) -> None:
     source = FileSource(written(tmp_path / "web.yaml", deployment()))
     async with running_world(tmp_path / "run") as world:
@@ -187,9 +200,16 @@ async def test_a_status_at_rest_is_not_written_again(tmp_path: Path, monkeypatch
     assert writes <= 3
 
 
-async def test_a_failed_observation_is_recorded_but_not_replayed(tmp_path: Path) -> None:
+def test_even_a_poisoned_observation_is_recorded_as_plain_json() -> None:
     of = deployment()
-    async with running_world(tmp_path / "run") as world:
-        turn = Turn(1.0, of, Reconciler(world, lambda: of)._memory, error="WorldError: gone")
+    seen = observation(of, counted=counters().model_copy(update={"arrived": float("nan")}))
+    decision = decide(of, seen, Memory(), NOW)
+    line = json.dumps(record(Turn(NOW, of, Memory(), seen, decision, decision.status)), allow_nan=False)
+    assert replay(json.loads(line)).to_json() == decision.to_json()
+
+
+def test_a_failed_observation_is_recorded_but_not_replayed() -> None:
+    turn = Turn(NOW, deployment(), Memory(), error="WorldError: gone")
+    assert record(turn)["error"] == "WorldError: gone"
     with pytest.raises(ValueError, match="failed before"):
         replay(record(turn))

@@ -161,3 +161,14 @@ def test_min_replicas_of_one_never_sleeps() -> None:
     quiet = idle.model_copy(update={"signals": idle.signals.model_copy(update={"active": False})})
     memory = ReplicasMemory(wanted=1, active_at=NOW - 1e6)
     assert advise(memory, quiet, SCALING, NOW).memory.wanted == 1
+
+
+def test_a_replica_that_still_loads_is_not_idle() -> None:
+    sleepy = deployment(scaling={"minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 3}}).spec.scaling
+    loaded = situation(0.0)
+    quiet = loaded.model_copy(update={"signals": loaded.signals.model_copy(update={"active": False})})
+    loading = quiet.model_copy(update={"num_ready": 0})
+    assert after([loading] * 10, scaling=sleepy).memory.wanted == 1
+    # Idleness counts from the moment at which it could have served.
+    assert after([loading] * 10 + [quiet] * 2, scaling=sleepy).memory.wanted == 1
+    assert after([loading] * 10 + [quiet] * 3, scaling=sleepy).memory.wanted == 0

@@ -190,6 +190,8 @@ async def test_unknown_slo_class_lists_the_known(served: Served) -> None:
         ({"x-capstan-slo-class": "bulk"}, "tiny", "batch", 0),
         ({"x-capstan-slo-class": "batch"}, "tiny", "batch", 0),
         ({}, "tiny-fast", "interactive", 10),
+        # A gateway that is newer or older than the engine has let it in.
+        ({"x-capstan-slo-class": "gold", "x-capstan-waited-ms": "0"}, "tiny", "interactive", 10),
     ],
 )
 async def test_slo_class_comes_from_header_or_alias(

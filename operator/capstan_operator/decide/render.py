@@ -73,7 +73,7 @@ def revision(deployment: InferenceDeployment) -> str:
 
 
 def gateway_revision(deployment: InferenceDeployment) -> str:
-    """Likewise for the gateway."""
+    """Eight hex digits of everything that the gateway goes by; it takes another one over while it runs."""
     return _digest(gateway_args(deployment).model_dump_json())
 
 

@@ -121,7 +121,9 @@ def advise(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: 
     """How many replicas to have from now on, and why. Never down on missing data."""
     signals = situation.signals
     low, high = scaling.min_replicas, scaling.max_replicas
-    active_at = now if signals.active or memory.active_at is None else memory.active_at
+    # A fleet that is only being made cannot be idle: it would end the replica that it has just begun.
+    is_loading = situation.num_live > 0 and situation.num_ready == 0
+    active_at = now if signals.active or is_loading or memory.active_at is None else memory.active_at
     memory = memory.model_copy(update={"active_at": active_at})
     if scaling.mode is Mode.MANUAL and scaling.replicas is not None:
         return _settled(memory, scaling.replicas, "Manual", f"{_count(scaling.replicas)} asked for by hand")
@@ -150,7 +152,7 @@ def advise(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: 
     if wanted < asked:
         reason, because = "MaxReplicas", f"{because}; maxReplicas is {high}"
     if wanted < current and not signals.complete:
-        missing = ", ".join(signals.blind) or "a replica"
+        missing = signals.missing or "a replica"
         return _held(memory, current, "MetricsMissing", f"{missing} could not be measured: {_count(current)} kept")
     return _stabilized(memory, scaling, current, wanted, reason, because, now)
 

@@ -26,6 +26,7 @@ from capstan_operator.decide.window import Progress, Slot, Track, Window, append
 # Requests after which a mean length is half forgotten.
 _LENGTH_MEMORY = 100.0
 _ENOUGH_LENGTHS = 3
+_NAMED = 3
 
 
 class Objectives(Value):
@@ -123,6 +124,12 @@ class Signals(Value):
     @property
     def queue(self) -> float:
         return self.waiting + self.held
+
+    @property
+    def missing(self) -> str:
+        """Who told nothing, for people; a few names however many they are."""
+        more = len(self.blind) - _NAMED
+        return ", ".join(self.blind[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 class Reading(Value):

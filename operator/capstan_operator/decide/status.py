@@ -160,7 +160,7 @@ def _progressing(observation: Observation, memory: Memory, plan: Plan) -> Findin
 
 def _fresh(observation: Observation, signals: Signals) -> Finding:
     if signals.blind:
-        return Finding(_FALSE, "Blind", f"no word from {', '.join(signals.blind)}: the last decision holds")
+        return Finding(_FALSE, "Blind", f"no word from {signals.missing}: the last decision holds")
     if signals.faults:
         return Finding(_FALSE, "Rejected", "; ".join(signals.faults))
     if observation.gateway is None or not signals.gateway_seen:

@@ -74,7 +74,11 @@ class World(Protocol):
         """End it now."""
 
     async def ensure_gateway(self, revision: str, args: GatewayArgs) -> None:
-        """Have a gateway of this revision at the endpoint that clients know."""
+        """Have a gateway of this revision at the endpoint that clients know.
+
+        One that runs takes the arguments over while it serves, and has the revision once it has accepted them; one
+        that cannot be told yet keeps its old revision, and is told when this is asked for again.
+        """
 
     async def write_status(self, status: InferenceDeploymentStatus) -> None:
         """Publish the status."""

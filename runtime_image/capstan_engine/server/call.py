@@ -48,7 +48,7 @@ class ModelNames:
             id=f"{prefix}-{uuid4().hex}",
             model=model,
             created=int(time()),
-            slo_class=self._slo_class(model, headers.get(names.HEADER_SLO_CLASS)),
+            slo_class=self._slo_class(model, headers),
             arrival=arrival,
             waited_s=(_milliseconds(headers, names.HEADER_WAITED_MS) or 0) / 1000,
             deadline=None if deadline_ms is None else arrival + deadline_ms / 1000,
@@ -63,10 +63,13 @@ class ModelNames:
             raise ApiError(404, message, param="model", code="model_not_found")
         return model
 
-    def _slo_class(self, model: str, header: str | None) -> SloClass:
-        if header is None:
+    def _slo_class(self, model: str, headers: Mapping[str, str]) -> SloClass:
+        header = headers.get(names.HEADER_SLO_CLASS)
+        found = self._by_header.get(header) if header is not None else None
+        # While an edit of the classes is rolled out, the gateway and this engine do not know the same ones. What the
+        # gateway has let in is served.
+        if header is None or (found is None and names.HEADER_WAITED_MS in headers):
             return self._by_alias.get(model, self._classes[0])
-        found = self._by_header.get(header)
         if found is None:
             known = ", ".join(c.header_value or c.name for c in self._classes)
             raise ApiError.invalid(

@@ -36,6 +36,10 @@ class Launch:
     log_path: Path
     environment: dict[str, str]
 
+    def write(self) -> None:
+        """Put the configuration where the process looks for it. Raises OSError."""
+        self.config_path.write_text(self.config)
+
 
 class Child:
     """One process under supervision, from construction until `gone`."""
@@ -57,7 +61,6 @@ class Child:
         self._settings = settings
         self._on_change = on_change
         self._process: asyncio.subprocess.Process | None = None
-        self._replacing = False
         self._killed = False
         self._leave_by: float | None = None
         self._leaving = asyncio.Event()
@@ -70,11 +73,15 @@ class Child:
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
-    def relaunch(self, launch: Launch) -> None:
-        """End the process as gently as a drain does, and start it again in another way."""
-        self._launch, self._replacing = launch, True
-        self._nudge.set()
-        self._signal(signal.SIGTERM)
+    def start_with(self, launch: Launch) -> None:
+        """Start it in another way from the next time on; a wait before a restart ends. Raises OSError.
+
+        The process that runs is left alone, but finds its new configuration where it read the old one.
+        """
+        self._launch = launch
+        launch.write()
+        if self.phase is Phase.FAILED:
+            self._nudge.set()
 
     def leave(self, timeout_s: float) -> None:
         """Ask it to finish what it accepted, and end it after `timeout_s` whether it has or not. Returns at once."""
@@ -108,8 +115,6 @@ class Child:
                 ending = await self._live_once()
                 if self._leaving.is_set():
                     break
-                if self._replacing:
-                    continue
                 failures = 0 if time.monotonic() - began >= self._settings.stable_s else failures
                 self.phase, self.ready_at, self.message = Phase.FAILED, None, ending
                 self.url = self.admin_url = None
@@ -125,11 +130,11 @@ class Child:
 
     async def _live_once(self) -> str:
         """One life of the process; returns how it ended, for people."""
-        launch, self._replacing = self._launch, False
+        launch = self._launch
         self._nudge.clear()
         self.phase, self.url, self.admin_url, self.ready_at = Phase.STARTING, None, None, None
         try:
-            launch.config_path.write_text(launch.config)
+            launch.write()
             with launch.log_path.open("ab") as log:
                 log_start = log.tell()
                 self._process = await asyncio.create_subprocess_exec(
@@ -146,7 +151,7 @@ class Child:
         # What was asked for while the process was being made has not reached it yet.
         if self._killed:
             self._kill_group()
-        elif self._leaving.is_set() or self._replacing:
+        elif self._leaving.is_set():
             self._signal(signal.SIGTERM)
         watch = asyncio.create_task(self._watch(self._process), name=f"watch {self.name}")
         try:

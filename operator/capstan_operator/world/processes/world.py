@@ -2,7 +2,8 @@
 
 Decides nothing. Each child gets free loopback ports, a configuration file and a log file under the run directory, a
 session of its own (so that Ctrl-C reaches only us) and a token for its admin port that exists in its environment only.
-The gateway keeps its port over restarts and replacements: it is the endpoint that clients know.
+The gateway is the endpoint that clients know: it keeps its port over restarts, and takes another configuration while it
+serves.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ from capstan_api import names
 from capstan_api.engine_args import EngineArgs, GatewayArgs
 from capstan_api.status import InferenceDeploymentStatus
 from capstan_operator.bounded_http import BoundedHttp
-from capstan_operator.errors import WorldError
+from capstan_operator.decide.observation import Phase
+from capstan_operator.errors import AdminError, WorldError
 from capstan_operator.settings import OperatorSettings
 from capstan_operator.world.base import GatewayFacts, ReplicaFacts
 from capstan_operator.world.processes.checkpoints import checkpoint_directory
@@ -131,17 +133,36 @@ class ProcessesWorld:
             self._replicas[replica_id][1].leave(0)
 
     async def ensure_gateway(self, revision: str, args: GatewayArgs) -> None:
-        if self._gateway is not None:
-            running, _ = self._gateway
-            if running == revision:
-                return
+        if self._gateway is not None and self._gateway[0] == revision:
+            return
         args = args.model_copy(update={"host": "127.0.0.1", "port": self._gateway_port, "admin_port": 0})
         launch = self._launch(_GATEWAY, self._gateway_command, args.model_dump_json(indent=2))
         if self._gateway is None:
             self._gateway = (revision, self._child(_GATEWAY, launch))
-        else:
-            self._gateway[1].relaunch(launch)
-            self._gateway = (revision, self._gateway[1])
+            return
+        child = self._gateway[1]
+        if child.phase is not Phase.FAILED:
+            if child.admin_url is None:
+                # It starts, and may have read the old file already: it is told when it listens.
+                return
+            await self._configure(child.admin_url, args)
+        try:
+            child.start_with(launch)
+        except OSError as error:
+            raise WorldError(f"{launch.config_path} cannot be written: {error.strerror}") from None
+        self._gateway = (revision, child)
+
+    async def _configure(self, admin_url: str, args: GatewayArgs) -> None:
+        headers = {"Authorization": f"Bearer {self.admin_token}"}
+        try:
+            answer = await self._http.request(
+                "PUT", f"{admin_url}/admin/config", headers=headers, json=args.model_dump(mode="json")
+            )
+        except AdminError as error:
+            raise WorldError(f"the gateway cannot be configured: {error}") from None
+        if answer.status != 200:
+            said = answer.body[:200].decode(errors="replace")
+            raise WorldError(f"the gateway refuses its configuration with {answer.status}: {said}")
 
     async def write_status(self, status: InferenceDeploymentStatus) -> None:
         path = self._run_dir / "status.json"
