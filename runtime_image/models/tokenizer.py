@@ -18,10 +18,11 @@ VOCAB_SIZE = 4096
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
-{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception('message role must be system, user or assistant, not ' + message['role']) -}}
+{%- set role = 'system' if message['role'] == 'developer' else message['role'] -%}
+{%- if role not in ['system', 'user', 'assistant'] -%}
+{{- raise_exception('message role must be system, developer, user or assistant, not ' + role) -}}
 {%- endif -%}
-{{- '<|' + message['role'] + '|>' + message['content'] | trim + eos_token -}}
+{{- '<|' + role + '|>' + message['content'] | trim + eos_token -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<|assistant|>' -}}

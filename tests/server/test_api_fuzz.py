@@ -81,6 +81,8 @@ def test_no_request_ends_in_a_server_error(described: BaseSchema, path: str, met
     def ask(case: schemathesis.Case) -> None:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
             case.body.pop("model", None)  # a random name would only ever test the answer to unknown models
+            for message in case.body.get("messages", ()):
+                message["role"] = "user"  # which roles a model knows is its template's affair, tested elsewhere
         answer = case.call(timeout=30)
         statuses[answer.status_code] += 1
         assert str(answer.status_code) in declared - {"500", "503"}, answer.text

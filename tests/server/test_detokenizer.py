@@ -1,7 +1,7 @@
 """Text that arrives token by token is the text of all tokens at once, and never half a character."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from serving import MODEL
 from tokenizers import Tokenizer as RawTokenizer
@@ -56,6 +56,7 @@ def test_both_ways_agree_on_a_byte_level_vocabulary() -> None:
     assert "".join(by_window) == "".join(by_bytes) == TOKENIZER.decode(ids)
 
 
+@example([[4], "😀"])
 @given(st.lists(st.one_of(st.sampled_from([[1], [2], [3], [4], [5]]), st.characters(codec="utf-8")), max_size=20))
 def test_byte_fallback_stream_equals_the_whole_and_shows_whole_characters(parts: list[list[int] | str]) -> None:
     ids = [i for part in parts for i in (part if isinstance(part, list) else [BYTE_0 + b for b in part.encode()])]

@@ -12,6 +12,7 @@ from capstan_api.limits import Envelope
 from capstan_engine.client import InProcessClient
 from capstan_engine.engine import Engine
 from capstan_engine.scheduler.scheduler import Scheduler
+from capstan_engine.scheduler.step import ScheduledRequest
 from fakes import FakeRunner
 
 NUM_STREAMS = 1000
@@ -19,11 +20,24 @@ NUM_DISCONNECTS = 200
 ENVELOPE = Envelope(min_sequences=1, max_sequences=64, min_batched_tokens=64, max_batched_tokens=512)
 
 
+class QuickRunner(FakeRunner):
+    """Tokens at one cost however long the past is, and 5 ms a step: a crowd shall not wait for the fake's hashes."""
+
+    def __init__(self) -> None:
+        super().__init__(num_blocks=1024, block_size=16, vocab_size=4096, step_s=0.005)
+
+    def _past(self, request: ScheduledRequest, length: int | None = None) -> int:
+        return len(request.output_token_ids)
+
+    def _write(self, request: ScheduledRequest, past: int) -> None:
+        pass
+
+
 @pytest.fixture
 async def crowded() -> AsyncIterator[Served]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two ends of every connection live in this process
-    runner = FakeRunner(num_blocks=1024, block_size=16, vocab_size=4096)
+    runner = QuickRunner()
     scheduler = Scheduler(
         num_blocks=runner.num_blocks,
         block_size=runner.block_size,

@@ -55,13 +55,16 @@ class WindowDetokenizer:
         self._context = [token for token in context if token not in hidden][-_CONTEXT_TOKENS:]
         self._context_text = decode(self._context) if self._context else ""
         self._pending: list[int] = []
+        # Tokens in a row after which the text ends in an incomplete character.
+        self._num_unfinished = 0
 
     def push(self, token_id: int) -> str:
         if token_id in self._hidden:
             return ""
         self._pending.append(token_id)
         text = self._decode(self._context + self._pending)
-        unfinished = text.endswith(REPLACEMENT) and len(self._pending) < _MAX_PENDING_TOKENS
+        self._num_unfinished = self._num_unfinished + 1 if text.endswith(REPLACEMENT) else 0
+        unfinished = 0 < self._num_unfinished < _MAX_PENDING_TOKENS
         if unfinished or len(text) <= len(self._context_text):
             return ""
         return self._show(text)
@@ -71,6 +74,6 @@ class WindowDetokenizer:
 
     def _show(self, text: str) -> str:
         new = text[len(self._context_text) :]
-        self._context, self._pending = self._pending, []
+        self._context, self._pending, self._num_unfinished = self._pending, [], 0
         self._context_text = self._decode(self._context)
         return new
