@@ -65,7 +65,7 @@ lock: ## Resolve the newest versions into requirements.lock
 # What is replayed, in the words of `capstan up --help`; `make demo DEMO_SPEEDUP=20` changes one part of it.
 DEMO_TRACE ?= crds/examples/traces/azure23-conv-excerpt.csv
 DEMO_SPEEDUP ?= 0:9,45:9,60:36,105:36,120:9
-DEMO_LOAD ?= --peak-load 1.25 --window 300: --max-prompt 1024 --max-output 256 --slo-class-mix interactive=0.8,batch=0.2
+DEMO_LOAD ?= --peak-load 1.6 --window 300: --max-prompt 1024 --max-output 256 --slo-class-mix interactive=0.8,batch=0.2
 
 .PHONY: demo
 demo: setup ## Serve the shipped model, replay real traffic, and see limits and replicas follow it (3 minutes)
