@@ -9,7 +9,7 @@ CAPSTAN_TORCH ?= default
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-PACKAGES := capstan_api capstan_engine capstan_gateway capstan_operator capstan_cli models
+PACKAGES := capstan_api capstan_engine capstan_fetch capstan_gateway capstan_operator capstan_cli models
 
 .PHONY: help
 help: ## List the targets
@@ -47,6 +47,10 @@ lint: setup ## Check formatting, style, types and layers
 .PHONY: test
 test: setup ## Run every test that needs no GPU and no cluster; PARTS="contract gateway" runs some
 	@PYTHON=$(BIN)/python .ci/test $(PARTS)
+
+.PHONY: test-cluster
+test-cluster: setup ## Run the tests that need a Kubernetes cluster, building one where there is none; CAPSTAN_CAMPAIGNS=full for all
+	@PYTHON=$(BIN)/python SELECT='e2e and not gpu' .ci/test cluster
 
 .PHONY: generate
 generate: setup ## Write the files that are generated from others

@@ -25,6 +25,10 @@ from pydantic_core import CoreSchema, core_schema
 # A DNS label: what may become part of the name of a pod or a Service.
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=LABEL, min_length=1, max_length=63)]
+# A DNS subdomain: the name of an object that somebody else made.
+ObjectName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)
+]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 # A decimal number as a string: the contract has no floats.
 Decimal = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$", max_length=16)]

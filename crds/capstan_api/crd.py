@@ -19,13 +19,14 @@ _READY = '.status.conditions[?(@.type=="Ready")]'
 # Name, JSONPath, priority (0 is always shown, 1 with `-o wide`), description.
 _COLUMNS = (
     ("Ready", f"{_READY}.status", 0, "Whether requests are served."),
-    ("Model", ".spec.model.source.uri", 0, "What is served."),
-    ("Variant", ".spec.variants[0].name", 1, "How it is run."),
+    ("Model", ".status.summary.model", 0, "What is served."),
+    ("Variant", ".status.summary.variant", 0, "How it is run."),
     ("Replicas", ".status.summary.replicas", 0, "Ready over desired replicas."),
     ("SLO", ".status.summary.slo", 0, "Whether every SLO class meets its objective."),
-    ("TTFT", ".status.summary.ttft", 0, "Time to first token over its threshold, first class that declares one."),
-    ("TPOT", ".status.summary.tpot", 0, "Time per output token over its threshold, first class that declares one."),
+    ("TTFT-P95", ".status.summary.ttft", 0, "Time to first token over its threshold, first class that declares one."),
+    ("TPOT-P95", ".status.summary.tpot", 0, "Time per output token over its threshold, first class that declares one."),
     ("Batch", ".status.summary.batch", 0, "Effective limits: sequences x tokens of one step."),
+    ("Budget%", ".status.summary.budget", 0, "Error budget that is left, in per cent; the worst class counts."),
     ("Mode", ".spec.scaling.mode", 1, "Who decides on the number of replicas."),
     ("Reason", f"{_READY}.reason", 1, "Why it is ready or not."),
     ("Decision", ".status.lastDecision.message", 1, "The last decision in one sentence."),

@@ -311,30 +311,114 @@ class Gateway:
 
 
 class Operator:
-    """Series of the operator."""
+    """Series of the operator, on its health port under /metrics.
 
-    DESIRED_REPLICAS = Metric(
-        "capstan_operator_desired_replicas", Kind.GAUGE, "Replicas wanted.", ("namespace", "name")
+    Those that name a deployment are exposed by the leader only and end with the object. They carry the labels
+    `namespace` and `deployment` themselves: scrape the operator with `honorLabels`.
+    """
+
+    RECONCILE_SECONDS = Metric(
+        "capstan_operator_reconcile_seconds", Kind.HISTOGRAM, "Time of one turn: observe, decide, apply.", (), _STEP_S
     )
-    READY_REPLICAS = Metric("capstan_operator_ready_replicas", Kind.GAUGE, "Replicas ready.", ("namespace", "name"))
-    LIMIT = Metric("capstan_operator_batch_limit", Kind.GAUGE, "Limit decided.", ("namespace", "name", "limit"))
-    ATTAINMENT = Metric(
-        "capstan_operator_slo_attainment_ratio",
+    TURNS = Metric(
+        "capstan_operator_turns_total", Kind.COUNTER, "Turns of the loops by outcome: ok, error.", ("outcome",)
+    )
+    TURN_INTERVAL = Metric(
+        "capstan_operator_turn_interval_seconds",
         Kind.GAUGE,
-        "Share of good requests in the window.",
-        ("namespace", "name", "slo_class"),
+        "Time between two turns of a loop that nothing wakes; it grows when the loops use more than their share of CPU.",
+    )
+    API_REQUESTS = Metric(
+        "capstan_operator_api_requests_total",
+        Kind.COUNTER,
+        "Requests to the Kubernetes API; code is the HTTP status, or error when no answer came.",
+        ("verb", "resource", "code"),
+    )
+    API_SECONDS = Metric(
+        "capstan_operator_api_request_seconds",
+        Kind.HISTOGRAM,
+        "Time of one request to the Kubernetes API, watches aside.",
+        ("verb",),
+        _STEP_S,
+    )
+    WATCH_AGE = Metric(
+        "capstan_operator_watch_age_seconds",
+        Kind.GAUGE,
+        "Time since a watch was last known to be alive: what the operator believes is at most this old.",
+        ("resource",),
+    )
+    OBJECTS = Metric("capstan_operator_objects", Kind.GAUGE, "InferenceDeployments that this process knows.")
+    IS_LEADER = Metric(
+        "capstan_operator_is_leader", Kind.GAUGE, "1 while this process holds the lease and may write, else 0."
     )
     DECISIONS = Metric(
         "capstan_operator_decisions_total",
         Kind.COUNTER,
         "Decisions by action and reason, holds included.",
-        ("namespace", "name", "action", "reason"),
+        ("namespace", "deployment", "action", "reason"),
     )
-    RECONCILE_SECONDS = Metric(
-        "capstan_operator_reconcile_duration_seconds", Kind.HISTOGRAM, "Time of one reconcile.", (), _STEP_S
+    DESIRED_REPLICAS = Metric("capstan_desired_replicas", Kind.GAUGE, "Replicas wanted.", ("namespace", "deployment"))
+    READY_REPLICAS = Metric("capstan_ready_replicas", Kind.GAUGE, "Replicas ready.", ("namespace", "deployment"))
+    UNREADY_REPLICAS = Metric(
+        "capstan_unready_replicas",
+        Kind.GAUGE,
+        "Replicas that take no requests, by phase: pending, starting, draining.",
+        ("namespace", "deployment", "phase"),
     )
-    RECONCILE_ERRORS = Metric(
-        "capstan_operator_reconcile_errors_total", Kind.COUNTER, "Reconciles that failed.", ("reason",)
+    LIMIT = Metric(
+        "capstan_batch_limit",
+        Kind.GAUGE,
+        "Limit decided for each replica: max_sequences or max_batched_tokens.",
+        ("namespace", "deployment", "limit"),
+    )
+    LIMIT_BOUND = Metric(
+        "capstan_batch_limit_bound",
+        Kind.GAUGE,
+        "Envelope that the limit moves in; bound is min or max.",
+        ("namespace", "deployment", "limit", "bound"),
+    )
+    ATTAINMENT = Metric(
+        "capstan_slo_attainment_ratio",
+        Kind.GAUGE,
+        "Share of good requests in the recent window.",
+        ("namespace", "deployment", "slo_class"),
+    )
+    OBJECTIVE = Metric(
+        "capstan_slo_objective_ratio",
+        Kind.GAUGE,
+        "Declared share of requests that must be good.",
+        ("namespace", "deployment", "slo_class"),
+    )
+    BUDGET = Metric(
+        "capstan_error_budget_remaining_ratio",
+        Kind.GAUGE,
+        "Share of the error budget that is left; negative when overdrawn.",
+        ("namespace", "deployment", "slo_class"),
+    )
+    CONDITION = Metric(
+        "capstan_condition",
+        Kind.GAUGE,
+        "Conditions of status: 1 for the status (True, False or Unknown) in force, 0 for the two others.",
+        ("namespace", "deployment", "type", "status"),
+    )
+    DECISION_INFO = Metric(
+        "capstan_decision_info",
+        Kind.GAUGE,
+        "Time (epoch seconds) of the newest decision of each of the actions ScaleUp, ScaleDown and Roll, with its "
+        "sentence. Moves of the limits are too many for labels; read them from the limits themselves.",
+        ("namespace", "deployment", "action", "reason", "message"),
+    )
+    STARTUP_SECONDS = Metric(
+        "capstan_startup_seconds",
+        Kind.GAUGE,
+        "Start-up time of recent replicas by phase; quantile is 0.5 or 0.9.",
+        ("namespace", "deployment", "phase", "quantile"),
+    )
+    REPLICA_HOURS = Metric(
+        "capstan_replica_hours_total",
+        Kind.COUNTER,
+        "Running time of all replicas, in hours; kept in status, so that it survives the operator.",
+        ("namespace", "deployment"),
     )
 
 

@@ -13,6 +13,8 @@ from pydantic import Field, StringConstraints
 
 from capstan_api.contract import Contract, Decimal, Distinct, ModelName, Name, Percent, Rule, Seconds
 from capstan_api.engine_args import MetricsCompatibility, Precision
+from capstan_api.model import ModelSpec
+from capstan_api.scheduling import Scheduling
 
 
 class Mode(StrEnum):
@@ -44,31 +46,17 @@ class RoutingPolicy(StrEnum):
     LEAST_LOADED = "LeastLoaded"
 
 
-class ModelSource(Contract):
-    """Where the checkpoint lies."""
-
-    uri: Annotated[
-        str, StringConstraints(pattern=r"^(bundled://[a-z0-9][a-z0-9._-]*|file:///.+)$", min_length=1, max_length=1024)
-    ] = Field(description="`bundled://NAME` for a model shipped with Capstan, or `file:///DIRECTORY`.")
-
-
-class ModelSpec(Contract):
-    """What is served. A change here starts a new revision."""
-
-    source: ModelSource
-    served_model_names: Annotated[list[ModelName], Field(max_length=8), Distinct()] = Field(
-        default_factory=list, description="Names that requests may use; the resource's own name when empty."
-    )
-    max_model_length: int = Field(
-        default=8192, ge=16, le=10_000_000, description="Longest prompt plus output, in tokens."
-    )
-
-
 class Resources(Contract):
     """What one replica gets."""
 
     cpu_millicores: int = Field(
         default=1000, ge=100, le=1_024_000, description="CPU share of one replica, in thousandths of a processor."
+    )
+    memory_mebibytes: int = Field(
+        default=4096,
+        ge=64,
+        le=16_777_216,
+        description="Memory of one replica in a cluster, in MiB: weights, KV cache and about 1 GiB for the rest.",
     )
 
 
@@ -254,6 +242,12 @@ class Scaling(Contract):
     batch_limits: BatchLimitsPolicy = Field(default_factory=BatchLimitsPolicy)
     idle: Idle = Field(default_factory=Idle)
     behavior: Behavior = Field(default_factory=Behavior)
+    pending_timeout_seconds: int = Field(
+        default=120,
+        ge=1,
+        le=86_400,
+        description="A replica that nothing has run for so long is not counted on: CapacityAvailable becomes False.",
+    )
     stale_metrics: StaleMetrics = Field(default_factory=StaleMetrics)
 
     rules = (
@@ -285,6 +279,11 @@ class Routing(Contract):
         description="PrefixAware prefers the replica that has the prompt's beginning cached; LeastLoaded does not.",
     )
     hold: Hold = Field(default_factory=Hold)
+    gateway_replicas: int = Field(default=1, ge=1, le=10, description="Gateways that share the requests, in a cluster.")
+    inference_pool: Switch = Field(
+        default=Switch.DISABLED,
+        description="Enabled makes an InferencePool of the Gateway API inference extension, where a cluster has it.",
+    )
 
 
 class Rollout(Contract):
@@ -293,6 +292,16 @@ class Rollout(Contract):
     max_surge: int = Field(default=1, ge=0, le=1000, description="Replicas above the wanted number during a rollout.")
     max_unavailable: int = Field(
         default=0, ge=0, le=1000, description="Ready replicas that may be missing during a rollout."
+    )
+    progress_deadline_seconds: int = Field(
+        default=600,
+        ge=1,
+        le=86_400,
+        description="A rollout of which no further replica has become ready for so long has failed.",
+    )
+    auto_rollback: Switch = Field(
+        default=Switch.ENABLED,
+        description="Enabled returns from a failed rollout to the last revision that worked, until the spec changes.",
     )
 
     rules = (
@@ -305,10 +314,14 @@ class Rollout(Contract):
 
 
 class Disruption(Contract):
-    """What a replica may do before it goes."""
+    """How replicas go, and how many at once."""
 
     drain_timeout_seconds: int = Field(
         default=60, ge=0, le=86_400, description="How long a replica may take to finish what it accepted."
+    )
+    budget: Switch = Field(
+        default=Switch.ENABLED,
+        description="Enabled makes a PodDisruptionBudget, so that nodes are drained one replica at a time.",
     )
 
 
@@ -319,6 +332,9 @@ class Observability(Contract):
         default=MetricsCompatibility.NONE, description="VLLM exposes the engine's series under vLLM's names as well."
     )
     step_log: Switch = Field(default=Switch.DISABLED, description="Enabled writes one line per step, for calibration.")
+    pod_monitor: Switch = Field(
+        default=Switch.ENABLED, description="Enabled makes a PodMonitor, where a cluster has the Prometheus operator."
+    )
 
 
 class InferenceDeploymentSpec(Contract):
@@ -333,6 +349,7 @@ class InferenceDeploymentSpec(Contract):
         description="SLO classes. The first takes the requests that name none. A change starts a new revision."
     )
     scaling: Scaling = Field(default_factory=Scaling)
+    scheduling: Scheduling = Field(default_factory=Scheduling)
     routing: Routing = Field(default_factory=Routing)
     rollout: Rollout = Field(default_factory=Rollout)
     disruption: Disruption = Field(default_factory=Disruption)
@@ -343,6 +360,11 @@ class InferenceDeploymentSpec(Contract):
             cel="self.model.maxModelLength >= self.engine.kvCache.blockSize",
             holds=lambda s: s.model.max_model_length >= s.engine.kv_cache.block_size,
             message="model.maxModelLength must be at least engine.kvCache.blockSize",
+        ),
+        Rule(
+            cel="self.variants.all(v, v.resources.memoryMebibytes > self.engine.kvCache.memoryMebibytes)",
+            holds=lambda s: all(v.resources.memory_mebibytes > s.engine.kv_cache.memory_mebibytes for v in s.variants),
+            message="variants: resources.memoryMebibytes must exceed engine.kvCache.memoryMebibytes, a part of it",
         ),
         Rule(
             cel=(

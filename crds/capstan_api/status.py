@@ -12,7 +12,9 @@ from pydantic import Field
 
 from capstan_api.contract import Contract, Count, Distinct, Timestamp
 from capstan_api.limits import BatchLimits
-from capstan_api.spec import Slo
+from capstan_api.spec import Objective, Slo
+
+_USUAL_PERCENTILE = 95
 
 
 class ConditionStatus(StrEnum):
@@ -24,7 +26,10 @@ class ConditionStatus(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """Conditions in the sense of kstatus; `READY` is the summary that `kubectl wait` and GitOps tools read."""
+    """Conditions in the sense of kstatus; `READY` is the summary that `kubectl wait` and GitOps tools read.
+
+    `RECONCILING` and `STALLED` are there only while they are true.
+    """
 
     READY = "Ready"
     AVAILABLE = "Available"
@@ -33,6 +38,13 @@ class ConditionType(StrEnum):
     SCALING_ACTIVE = "ScalingActive"
     METRICS_FRESH = "MetricsFresh"
     BATCH_LIMITS_APPLIED = "BatchLimitsApplied"
+    CONFIGURATION_VALID = "ConfigurationValid"
+    FEASIBLE = "Feasible"
+    MODEL_CACHED = "ModelCached"
+    CAPACITY_AVAILABLE = "CapacityAvailable"
+    ROLLOUT_HEALTHY = "RolloutHealthy"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
 
 
 class Condition(Contract):
@@ -93,12 +105,25 @@ class DecisionStatus(Contract):
     inputs_hash: str = Field(description="Digest of the inputs; finds the full record in the decision log.")
 
 
+class StartupPhaseStatus(Contract):
+    """How long recent replicas took for one part of their start."""
+
+    name: str = Field(
+        max_length=63, description="Scheduling, Fetching, Loading, Warming: in this order, those that were seen."
+    )
+    p50_seconds: int | None = Field(default=None, description="Median.")
+    p90_seconds: int | None = Field(default=None, description="90th percentile.")
+
+
 class StartupStatus(Contract):
     """How long recent replicas took from start to ready."""
 
     p50_seconds: int | None = Field(default=None, description="Median.")
     p90_seconds: int | None = Field(default=None, description="90th percentile.")
     samples: int = Field(default=0, description="Starts that the figures rest on.")
+    phases: Annotated[list[StartupPhaseStatus], Distinct(by="name")] = Field(
+        default_factory=list, description="The same by phase of the start."
+    )
 
 
 class UsageStatus(Contract):
@@ -112,11 +137,18 @@ class UsageStatus(Contract):
 class Summary(Contract):
     """Ready-made texts for the columns of `kubectl get`; the figures behind them are elsewhere in status."""
 
+    model: str = Field(default="", max_length=256, description="What is served, as requests name it.")
+    variant: str = Field(default="", max_length=63, description="How it is run.")
     replicas: str = Field(default="", max_length=32, description="Ready over desired replicas, such as 3/4.")
     slo: str = Field(default="", max_length=32, description="Met, Missed or Unknown; the worst class counts.")
-    ttft: str = Field(default="", max_length=32, description="TTFT over its threshold, such as 412/1000ms.")
-    tpot: str = Field(default="", max_length=32, description="TPOT over its threshold, such as 38/60ms.")
+    ttft: str = Field(
+        default="",
+        max_length=32,
+        description="TTFT over its threshold, such as 412/1000ms; p99 is added if it is not p95.",
+    )
+    tpot: str = Field(default="", max_length=32, description="TPOT over its threshold, such as 38/60ms, likewise.")
     batch: str = Field(default="", max_length=32, description="Sequences and tokens of the limits, such as 64x2048.")
+    budget: str = Field(default="", max_length=16, description="Error budget that is left, in per cent; the least one.")
 
 
 class InferenceDeploymentStatus(Contract):
@@ -125,13 +157,19 @@ class InferenceDeploymentStatus(Contract):
     observed_generation: int = Field(default=0, description="metadata.generation that this status answers.")
     replicas: Count = Field(default=0, description="Replicas that exist, in whatever phase.")
     ready_replicas: Count = Field(default=0, description="Replicas that take requests.")
-    starting_replicas: Count = Field(default=0, description="Replicas that are not ready yet.")
+    pending_replicas: Count = Field(default=0, description="Replicas that nothing runs yet, for lack of room mostly.")
+    starting_replicas: Count = Field(default=0, description="Replicas that run and are not ready yet.")
     draining_replicas: Count = Field(default=0, description="Replicas that finish what they accepted, then stop.")
     desired_replicas: Count = Field(default=0, description="Replicas wanted by the last decision.")
     selector: str = Field(
         default="", max_length=1024, description="Label selector of the engine pods, for the scale subresource."
     )
     revision: str = Field(default="", max_length=63, description="Digest of the part of spec that engines run with.")
+    stable_revision: str = Field(
+        default="",
+        max_length=63,
+        description="The last revision whose replicas all became ready; rollbacks return to it.",
+    )
     effective_batch_limits: EffectiveBatchLimits | None = None
     slos: Annotated[list[SloStatus], Distinct(by="name")] = Field(
         default_factory=list, description="Results by SLO class."
@@ -152,19 +190,29 @@ class InferenceDeploymentStatus(Contract):
 
 
 def summarize(
-    classes: list[Slo], results: list[SloStatus], limits: BatchLimits | None, ready: int, desired: int
+    model: str,
+    variant: str,
+    classes: list[Slo],
+    results: list[SloStatus],
+    limits: BatchLimits | EffectiveBatchLimits | None,
+    ready: int,
+    desired: int,
 ) -> Summary:
     """The columns' texts. Latencies are those of the first class that declares such a threshold; `-` is unmeasured."""
     measured = {result.name: result for result in results}
     verdicts = {_verdict(c, measured.get(c.name)) for c in classes}
-    ttft = next((_against(measured.get(c.name), "ttft", c) for c in classes if c.ttft), "")
-    tpot = next((_against(measured.get(c.name), "tpot", c) for c in classes if c.tpot), "")
+    ttft = next((_against(_measured(measured, c.name, "ttft"), c.ttft) for c in classes if c.ttft), "")
+    tpot = next((_against(_measured(measured, c.name, "tpot"), c.tpot) for c in classes if c.tpot), "")
+    left = [float(r.error_budget_remaining_percent) for r in results if r.error_budget_remaining_percent is not None]
     return Summary(
+        model=model,
+        variant=variant,
         replicas=f"{ready}/{desired}",
         slo=next((v for v in ("Missed", "Met") if v in verdicts), "Unknown"),
         ttft=ttft,
         tpot=tpot,
         batch=f"{limits.max_sequences}x{limits.max_batched_tokens}" if limits else "",
+        budget=f"{min(left):.1f}" if left else "",
     )
 
 
@@ -174,7 +222,12 @@ def _verdict(declared: Slo, result: SloStatus | None) -> str:
     return "Met" if float(result.attainment_percent) >= float(declared.objective_percent) else "Missed"
 
 
-def _against(result: SloStatus | None, latency: str, declared: Slo) -> str:
-    value = getattr(result, f"{latency}_milliseconds") if result else None
-    threshold = getattr(declared, latency).threshold_milliseconds
-    return f"{'-' if value is None else value}/{threshold}ms"
+def _measured(results: dict[str, SloStatus], name: str, latency: str) -> int | None:
+    value: int | None = getattr(results[name], f"{latency}_milliseconds") if name in results else None
+    return value
+
+
+def _against(milliseconds: int | None, declared: Objective) -> str:
+    # The column's head says P95.
+    suffix = "" if declared.percentile == _USUAL_PERCENTILE else f" p{declared.percentile}"
+    return f"{'-' if milliseconds is None else milliseconds}/{declared.threshold_milliseconds}ms{suffix}"

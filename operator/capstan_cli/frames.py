@@ -81,7 +81,6 @@ def frame(
     status = decision.status if decision else InferenceDeploymentStatus()
     signals = decision.signals if decision else None
     replicas = observation.replicas if observation else ()
-    gateway = observation.gateway if observation else None
     envelopes = [replica.limits.envelope for replica in replicas if replica.limits]
     return Frame(
         at=at,
@@ -98,7 +97,7 @@ def frame(
         held=int(signals.held) if signals else 0,
         decisions=tuple(status.decision_history),
         now=decision.said if decision else None,
-        endpoint=gateway.url if gateway else None,
+        endpoint=observation.endpoint if observation else None,
         error=error,
     )
 

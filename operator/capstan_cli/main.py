@@ -243,6 +243,16 @@ def bench(
 
 
 @app.command()
+def digest(
+    directory: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A checkpoint, downloaded by any tool.")],
+) -> None:
+    """Print what spec.model.source.digest pins a checkpoint with: one hash of all files that a replica would fetch."""
+    from capstan_cli import pin
+
+    print(pin.digest(directory))
+
+
+@app.command()
 def chat(
     url: Annotated[str, typer.Option(help="The server to talk to.")] = "http://127.0.0.1:8000",
     model: Model = None,

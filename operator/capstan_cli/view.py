@@ -14,7 +14,7 @@ from rich.text import Text
 from capstan_cli.frames import ClassFrame, Frame, ReplicaFrame
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_PHASE_STYLES = {"Ready": "green", "Starting": "yellow", "Draining": "cyan", "Failed": "bold red"}
+_PHASE_STYLES = {"Pending": "yellow", "Ready": "green", "Starting": "yellow", "Draining": "cyan", "Failed": "bold red"}
 _NUM_EARLIER = 3
 _BAR_WIDTH = 10
 

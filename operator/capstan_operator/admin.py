@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from capstan_api.limits import BatchLimits, LimitsPatch, LimitsState
 from capstan_api.replicas import ReplicaEntry, ReplicaTableStatus, ReplicaTableUpdate
+from capstan_api.startup import StartupReport
 from capstan_operator.bounded_http import Answer, BoundedHttp
 from capstan_operator.decide.observation import StepSample
 from capstan_operator.errors import AdminError, Conflict
@@ -53,6 +54,10 @@ class AdminClient:
             return _STEPS.validate_python(json.loads(answer.body)["steps"])
         except (ValueError, KeyError, TypeError) as error:
             raise AdminError(f"{admin_url}/admin/steps answers what are not steps: {_first_line(error)}") from None
+
+    async def startup(self, admin_url: str) -> StartupReport:
+        """What a replica that is not ready yet is busy with; a fetcher and an engine answer alike."""
+        return _validated(StartupReport, await self._call("GET", f"{admin_url}/admin/startup"))
 
     async def table(self, admin_url: str) -> tuple[ReplicaEntry, ...]:
         """The gateway's table of replicas, sorted by id."""

@@ -5,7 +5,8 @@ for it again. Limits of several engines are set at the same time.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
 
 from capstan_operator.admin import AdminClient
 from capstan_operator.decide.actions import (
@@ -17,18 +18,20 @@ from capstan_operator.decide.actions import (
     StartReplica,
     StopReplica,
 )
-from capstan_operator.errors import CapstanOperatorError
+from capstan_operator.errors import AdminError, CapstanOperatorError, Gone
 from capstan_operator.world.base import World
 
 
 async def apply(actions: Sequence[Action], world: World, admin: AdminClient) -> tuple[str, ...]:
-    """Returns what went wrong, one clause each; empty when all was done."""
+    """Returns what went wrong, one clause each; empty when all was done. Raises `Gone`."""
     admin_urls = {facts.id: facts.admin_url for facts in await world.replicas()}
     failures: list[str] = []
 
     async def attempt(action: Action) -> None:
         try:
             await _carry_out(action, world, admin, admin_urls)
+        except Gone:
+            raise
         except CapstanOperatorError as error:
             failures.append(f"{action.kind}: {error}")
 
@@ -47,11 +50,10 @@ async def _carry_out(action: Action, world: World, admin: AdminClient, admin_url
             await world.ensure_gateway(revision, args)
         case StartReplica(id=id_, revision=revision, args=engine_args, cpu_millicores=millicores):
             await world.start_replica(id_, revision, engine_args, millicores)
-        case Route(table=table):
-            gateway = await world.gateway()
-            # A gateway that is not there yet gets its table in a later turn.
-            if gateway is not None and gateway.admin_url is not None:
-                await admin.route(gateway.admin_url, table)
+        case Route(gateways=ids, table=table):
+            # A gateway that has gone since needs no table, and one that is not there yet gets it in a later turn.
+            urls = [g.admin_url for g in await world.gateways() if g.id in ids and g.admin_url is not None]
+            await _all(admin.route(url, table) for url in urls)
         case SetLimits(id=id_, limits=limits, version=version, lease_seconds=lease_seconds, reason=reason):
             # Likewise an engine that has gone since it was observed.
             if (url := admin_urls.get(id_)) is not None:
@@ -60,3 +62,14 @@ async def _carry_out(action: Action, world: World, admin: AdminClient, admin_url
             await world.drain_replica(id_, timeout_s)
         case StopReplica(id=id_):
             await world.stop_replica(id_)
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Make all calls at the same time; one that fails keeps none of the others away."""
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    for failure in failures:
+        if not isinstance(failure, CapstanOperatorError):
+            raise failure
+    if failures:
+        raise AdminError("; ".join(str(failure) for failure in failures))

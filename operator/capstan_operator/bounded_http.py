@@ -4,6 +4,7 @@ What answers may be broken or hostile: bodies are counted while they come in, co
 not followed.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,13 @@ class Answer:
 
 
 class BoundedHttp:
-    """An HTTP client for loopback and cluster addresses. Close it when done."""
+    """An HTTP client for loopback and cluster addresses. Close it when done.
 
-    def __init__(self, settings: OperatorSettings) -> None:
+    `fence` is awaited before everything but a GET, and raises when nothing may be changed any more.
+    """
+
+    def __init__(self, settings: OperatorSettings, *, fence: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._fence = fence
         self._max_bytes = settings.max_page_bytes
         self._timeout = aiohttp.ClientTimeout(total=settings.http_timeout_s)
         self._session: aiohttp.ClientSession | None = None
@@ -30,7 +35,9 @@ class BoundedHttp:
     async def request(
         self, method: str, url: str, *, headers: dict[str, str] | None = None, json: Any = None
     ) -> Answer:
-        """Raises `AdminError` when nothing comes back in time, or too much does."""
+        """Raises `AdminError` when nothing comes back in time, or too much does; and what the fence raises."""
+        if self._fence is not None and method != "GET":
+            await self._fence()
         if self._session is None:
             # No proxy from the environment: every address is our own.
             self._session = aiohttp.ClientSession(auto_decompress=False, trust_env=False)

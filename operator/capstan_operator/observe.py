@@ -6,6 +6,7 @@ in its faults.
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.admin import AdminClient
@@ -14,6 +15,8 @@ from capstan_operator.decide.observation import Gateway, Observation, Phase, Rep
 from capstan_operator.errors import AdminError, ModelNotFound, ScrapeError
 from capstan_operator.scrape import Scraper, engine_metrics, gateway_metrics
 from capstan_operator.world.base import GatewayFacts, ReplicaFacts, World
+
+_SERVING = (Phase.READY, Phase.DRAINING)
 
 
 class Observer:
@@ -28,42 +31,49 @@ class Observer:
         self._max_step_samples = max_step_samples
         self._clock = clock
 
-    async def observe(self, deployment: InferenceDeployment, memory: Memory) -> Observation:
-        """`memory` says which step samples were seen before."""
+    async def observe(
+        self,
+        deployment: InferenceDeployment,
+        memory: Memory,
+        *,
+        configuration_fault: str | None = None,
+        refused: tuple[str, ...] = (),
+    ) -> Observation:
+        """`memory` says which step samples were seen before; the rest is passed on."""
         faults: list[str] = []
         try:
             model_directory = str(self._world.model_directory(deployment.spec.model.source.uri))
         except ModelNotFound as error:
             model_directory = None
             faults.append(str(error))
-        gateway_facts = await self._world.gateway()
-        replica_facts = await self._world.replicas()
+        gateway_facts, replica_facts = await self._world.gateways(), await self._world.replicas()
         classes = [slo.name for slo in deployment.spec.slos]
-        gateway, replicas = await asyncio.gather(
-            self._gateway(gateway_facts, classes, faults),
+        gateways, replicas = await asyncio.gather(
+            asyncio.gather(*(self._gateway(facts, classes, faults) for facts in gateway_facts)),
             asyncio.gather(*(self._replica(facts, memory, faults) for facts in replica_facts)),
         )
         return Observation(
             at=self._clock(),
             replicas=tuple(sorted(replicas, key=lambda r: r.id)),
-            gateway=gateway,
+            gateways=tuple(sorted(gateways, key=lambda g: g.id)),
+            endpoint=self._world.endpoint,
+            configuration_fault=configuration_fault,
             model_directory=model_directory,
+            refused=refused,
             faults=tuple(faults),
         )
 
-    async def _gateway(self, facts: GatewayFacts | None, classes: Iterable[str], faults: list[str]) -> Gateway | None:
-        if facts is None:
-            return None
+    async def _gateway(self, facts: GatewayFacts, classes: Iterable[str], faults: list[str]) -> Gateway:
         gateway = Gateway(
-            revision=facts.revision, phase=facts.phase, url=facts.url, restarts=facts.restarts, message=facts.message
+            id=facts.id, revision=facts.revision, phase=facts.phase, restarts=facts.restarts, message=facts.message
         )
-        if facts.phase is not Phase.READY or facts.url is None or facts.admin_url is None:
+        if facts.phase not in _SERVING or facts.url is None or facts.admin_url is None:
             return gateway
         try:
             page, table = await asyncio.gather(self._scraper.gateway(facts.url), self._admin.table(facts.admin_url))
             metrics = gateway_metrics(page, self._clock(), classes)
         except (ScrapeError, AdminError) as error:
-            faults.append(f"gateway: {error}")
+            _missed(facts, error, faults)
             return gateway
         return gateway.model_copy(update={"metrics": metrics, "table": table})
 
@@ -78,7 +88,11 @@ class Observer:
             url=facts.url,
             message=facts.message,
         )
-        if facts.phase not in (Phase.READY, Phase.DRAINING) or facts.url is None or facts.admin_url is None:
+        if facts.phase is Phase.STARTING and facts.admin_url is not None:
+            # One that does not listen yet has nothing to tell, and that is no fault.
+            with suppress(AdminError):
+                return replica.model_copy(update={"startup": await self._admin.startup(facts.admin_url)})
+        if facts.phase not in _SERVING or facts.url is None or facts.admin_url is None:
             return replica
         track = memory.window.tracks.get(facts.id)
         after = track.last_step if track is not None and track.is_of(replica) else 0
@@ -90,6 +104,12 @@ class Observer:
             )
             metrics = engine_metrics(page, self._clock(), samples)
         except (ScrapeError, AdminError) as error:
-            faults.append(f"{facts.id}: {error}")
+            _missed(facts, error, faults)
             return replica
         return replica.model_copy(update={"metrics": metrics, "limits": limits})
+
+
+def _missed(facts: GatewayFacts | ReplicaFacts, error: Exception, faults: list[str]) -> None:
+    """One that is leaving may close its doors at any moment."""
+    if facts.phase is not Phase.DRAINING:
+        faults.append(f"{facts.id}: {error}")

@@ -9,20 +9,22 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from capstan_api.manifest import InvalidResource
-from capstan_api.status import Condition, ConditionStatus, ConditionType, InferenceDeploymentStatus
+from capstan_api.status import Condition, ConditionStatus, ConditionType, DecisionAction, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.admin import AdminClient
 from capstan_operator.apply import apply
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide import Decision, Memory, Observation, decide
+from capstan_operator.decide.novelty import News, news
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.values import Value
+from capstan_operator.errors import CapstanOperatorError, Gone
 from capstan_operator.observe import Observer
 from capstan_operator.scrape import Scraper
 from capstan_operator.settings import OperatorSettings
@@ -43,6 +45,8 @@ class Turn:
     decision: Decision | None = None
     status: InferenceDeploymentStatus | None = None
     error: str | None = None
+    seconds: float = 0.0
+    """How long it took."""
 
 
 class Reconciler:
@@ -55,12 +59,19 @@ class Reconciler:
         *,
         settings: OperatorSettings | None = None,
         clock: Callable[[], float] = time.time,
+        interval_s: Callable[[], float] | None = None,
+        fence: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`interval_s` is asked after every turn; without it the interval is that of the settings.
+
+        `fence` is awaited before an engine or a gateway is told anything, and raises when somebody else may do so.
+        """
         self._world = world
         self._source = source
         self._settings = settings or OperatorSettings()
         self._clock = clock
-        self._http = BoundedHttp(self._settings)
+        self._interval_s = interval_s or (lambda: self._settings.turn_interval_s)
+        self._http = BoundedHttp(self._settings, fence=fence)
         self._admin = AdminClient(self._http, world.admin_token)
         self._observer = Observer(
             world,
@@ -71,66 +82,83 @@ class Reconciler:
         )
         self._deployment = source()
         self._memory = Memory.restored(self._deployment.status.memory)
-        self._written: tuple[float, InferenceDeploymentStatus] | None = None
+        # What an operator before this one has written, and when is not known.
+        self._written = (clock(), self._deployment.status)
+        self._configuration_fault: str | None = None
+        self._refused: tuple[str, ...] = ()
 
     async def turn(self) -> Turn:
         """Observe, decide and apply once. Raises what the world or the law raises."""
-        errors: list[str] = []
-        self._refresh(errors)
+        self._refresh()
         deployment, memory = self._deployment, self._memory
-        observation = await self._observer.observe(deployment, memory)
+        observation = await self._observer.observe(
+            deployment, memory, configuration_fault=self._configuration_fault, refused=self._refused
+        )
         now = self._clock()
         decision = decide(deployment, observation, memory, now)
         self._memory = decision.memory
-        errors += await apply(decision.actions, self._world, self._admin)
-        await self._publish(decision.status, now)
+        fault = self._configuration_fault
+        errors = [f"the last valid resource stays in force: {fault}"] if fault is not None else []
+        # Written before it is acted upon: an operator that dies in between finds out what it wanted.
+        await _attempt(self._publish(decision.status, now), "WriteStatus", errors)
+        await _attempt(self._world.prepare(deployment, decision.revisions), "Prepare", errors)
+        self._refused = await apply(decision.actions, self._world, self._admin)
+        errors += self._refused
+        for change in decision.changes:
+            if change.action is not DecisionAction.SET_LIMITS:
+                await _attempt(self._world.announce(change), "Announce", errors)
         return Turn(now, deployment, memory, observation, decision, decision.status, "; ".join(errors) or None)
 
     async def run(self, stop: asyncio.Event, on_turn: Callable[[Turn], None]) -> None:
-        """Turn after turn until `stop` is set."""
+        """Turn after turn until `stop` is set. Raises `Gone` when the resource was deleted."""
         failures = 0
         try:
             while not stop.is_set():
                 self._world.wake.clear()
+                began = time.monotonic()
                 try:
                     turn = await self.turn()
                     failures = 0
+                except Gone:
+                    raise
                 except Exception as error:
                     # Whatever went wrong, the processes that serve must not lose their operator over it.
                     logger.exception("a turn failed")
                     failures += 1
                     turn = await self._failed(f"{type(error).__name__}: {error}")
-                on_turn(turn)
-                interval_s = self._settings.turn_interval_s
-                interval_s = self._settings.turn_interval_s
+                on_turn(replace(turn, seconds=time.monotonic() - began))
+                interval_s = self._interval_s()
                 pause_s = min(interval_s * 2 ** min(failures, 16), max(interval_s, self._settings.longest_retry_s))
                 await _first_of(stop, self._world.wake, pause_s)
         finally:
             await self._http.close()
 
-    def _refresh(self, errors: list[str]) -> None:
+    def _refresh(self) -> None:
         """Follow the source; while it cannot be read, the last good resource is in force."""
         try:
-            self._deployment = self._source()
+            self._deployment, self._configuration_fault = self._source(), None
         except (InvalidResource, OSError) as error:
-            errors.append(f"the last valid resource stays in force: {error}")
+            self._configuration_fault = str(error)
 
     async def _publish(self, status: InferenceDeploymentStatus, now: float) -> None:
-        if self._written is not None:
-            at, last = self._written
-            if _substance(last) == _substance(status) and now - at < self._settings.status_interval_s:
-                return
-        await self._world.write_status(status)
+        """Write the status if it is new enough for the time that has passed."""
+        at, last = self._written
+        may_wait_s = {
+            News.SUBSTANCE: 0.0,
+            News.FIGURES: self._settings.status_interval_s,
+            News.BOOKS: self._settings.books_interval_s,
+        }
+        if now - at < may_wait_s[news(last, status)]:
+            return
+        await self._world.write_status(status.model_copy(update={"memory": self._memory.durable()}))
         self._written = (now, status)
 
     async def _failed(self, error: str) -> Turn:
         now = self._clock()
-        before = self._written[1] if self._written else InferenceDeploymentStatus()
-        status = _with_failure(before, error, now, self._deployment.metadata.generation)
-        with suppress(Exception):
+        status = _with_failure(self._written[1], error, now, self._deployment.metadata.generation)
+        with suppress(CapstanOperatorError):
             # Best effort: the error itself may be that nothing can be written.
-            await self._world.write_status(status)
-            self._written = (now, status)
+            await self._publish(status, now)
         return Turn(now, self._deployment, self._memory, status=status, error=error)
 
 
@@ -172,9 +200,14 @@ async def _first_of(stop: asyncio.Event, wake: asyncio.Event, timeout_s: float) 
             task.cancel()
 
 
-def _substance(status: InferenceDeploymentStatus) -> InferenceDeploymentStatus:
-    """What a reader would miss: not the books that move with every turn."""
-    return status.model_copy(update={"memory": "", "usage": InferenceDeploymentStatus().usage})
+async def _attempt(doing: Awaitable[None], what: str, errors: list[str]) -> None:
+    """Have it done, or note why not: the rest of the turn matters more. Raises `Gone`."""
+    try:
+        await doing
+    except Gone:
+        raise
+    except CapstanOperatorError as error:
+        errors.append(f"{what}: {error}")
 
 
 def _with_failure(

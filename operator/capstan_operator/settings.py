@@ -15,7 +15,10 @@ class OperatorSettings(BaseModel):
     turn_interval_s: float = Field(default=1.0, gt=0, description="Time between two turns when nothing wakes the loop.")
     longest_retry_s: float = Field(default=30.0, gt=0, description="Bound of the back-off after turns that failed.")
     status_interval_s: float = Field(
-        default=30.0, ge=0, description="A status that differs only in its books is written no more often than this."
+        default=30.0, ge=0, description="A status that differs only in its figures is written no more often than this."
+    )
+    books_interval_s: float = Field(
+        default=3600.0, ge=0, description="One that differs only in what grows by itself, such as usage, than this."
     )
 
     http_timeout_s: float = Field(default=2.0, gt=0, description="For one scrape or admin call, all of it.")

@@ -1,8 +1,15 @@
-"""`python -m capstan_engine`: see `main`."""
+"""`python -m capstan_engine`: see `main`.
 
+Until somebody handles SIGTERM, the first process of a container ignores it, and the imports alone take a second. So it
+is handled before them: nothing has been accepted yet, and nothing is lost by ending at once.
+"""
+
+import os
+import signal
 import sys
 
-from capstan_engine.main import main
-
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    from capstan_engine.main import main
+
     sys.exit(main())

@@ -4,20 +4,25 @@ Imports torch only when called, so that whoever calls can choose processors and 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from capstan_api.engine_args import EngineArgs
+from capstan_api.startup import StartupPhase
 from capstan_engine.engine import Engine
+from capstan_engine.messages import Loading
 from capstan_engine.scheduler.scheduler import Scheduler
 
 
-def build_engine(args: EngineArgs) -> tuple[Engine, dict[str, float]]:
+def build_engine(args: EngineArgs, progress: Callable[[Loading], None]) -> tuple[Engine, dict[str, float]]:
     """Load the model and allocate its cache. Returns the engine and the seconds of each start-up phase.
+
+    `progress` is called at every step of the way.
 
     Raises ModelError for a checkpoint that cannot be served, ConfigurationError for arguments that do not fit.
     """
     phases: dict[str, float] = {}
+    progress(Loading(StartupPhase.LOADING))
     with _timed(phases, "import"):
         from capstan_engine.runner.load import build_runner
     with _timed(phases, "load"):
@@ -28,9 +33,12 @@ def build_engine(args: EngineArgs) -> tuple[Engine, dict[str, float]]:
             block_size=args.block_size,
             max_model_len=args.max_model_len,
             num_threads=args.num_threads,
+            max_batched_tokens=args.envelope.max_batched_tokens,
+            max_sequences=args.envelope.max_sequences,
+            progress=lambda done, total: progress(Loading(StartupPhase.LOADING, done, total)),
         )
     with _timed(phases, "warm_up"):
-        runner.warm_up()
+        runner.warm_up(lambda: progress(Loading(StartupPhase.WARMING)))
     scheduler = Scheduler(
         num_blocks=runner.num_blocks,
         block_size=runner.block_size,

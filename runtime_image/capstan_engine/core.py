@@ -28,7 +28,18 @@ from capstan_api.limits import BatchLimits
 from capstan_engine.build import build_engine
 from capstan_engine.engine import Engine
 from capstan_engine.errors import CapstanEngineError, ConfigurationError, QueueFull, RequestError, RequestTooLarge
-from capstan_engine.messages import Abort, Fatal, Refused, SetLimits, Shutdown, Submit, ToCore, ToFrontEnd, Update
+from capstan_engine.messages import (
+    Abort,
+    Fatal,
+    Loading,
+    Refused,
+    SetLimits,
+    Shutdown,
+    Submit,
+    ToCore,
+    ToFrontEnd,
+    Update,
+)
 
 HEARTBEAT_S: Final = 0.5
 """An idle core says something at least this often."""
@@ -38,6 +49,8 @@ _log = logging.getLogger(__name__)
 
 Built = tuple[Engine, dict[str, float]]
 """An engine and the seconds of each start-up phase."""
+Build = Callable[[EngineArgs, Callable[[Loading], None]], Built]
+"""Makes the engine, and tells as it goes how far it has come."""
 
 
 class Channel:
@@ -96,7 +109,7 @@ def quiet_collector() -> None:
     gc.set_threshold(50_000, 10, 10)
 
 
-def main(argv: list[str] | None = None, *, build: Callable[[EngineArgs], Built] = build_engine) -> int:
+def main(argv: list[str] | None = None, *, build: Build = build_engine) -> int:
     """The core process. Returns its exit code: 0 after `Shutdown`, 1 after an error, 2 when called wrongly."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -116,7 +129,7 @@ def main(argv: list[str] | None = None, *, build: Callable[[EngineArgs], Built] 
 
     def build_here() -> Built:
         _use_processors(args)
-        built = build(args)
+        built = build(args, channel.send)
         quiet_collector()
         return built
 

@@ -4,6 +4,7 @@
     ├── ModelError            the checkpoint cannot be served: names the file, tensor or field      ends the process
     │   └── UnsupportedModel  a family, rope kind or format that is not implemented
     ├── ConfigurationError    the arguments do not fit together or the machine                      ends the process
+    │   └── Infeasible        the model and its cache need more memory than there is; names what would fit
     ├── EngineDead            the core has ended; every open request fails with it
     └── RequestError          one request cannot be served; others go on                            ends the request
         ├── RequestTooLarge   prompt or prompt plus output exceeds what the engine can ever hold
@@ -28,6 +29,10 @@ class UnsupportedModel(ModelError):
 
 class ConfigurationError(CapstanEngineError):
     """The arguments do not fit together or the machine."""
+
+
+class Infeasible(ConfigurationError):
+    """What was asked for needs more memory than there is. The text begins with `infeasible:`, which operators read."""
 
 
 class EngineDead(CapstanEngineError):

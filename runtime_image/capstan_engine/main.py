@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_DEAD: Final = 1
 EXIT_WRONG: Final = 2
+_TERMINATION_LOG: Final = "/dev/termination-log"
 # Streams whose engine died need a moment to carry their error event out.
 _LAST_WORDS_S: Final = 1.0
 
@@ -56,14 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(args, exit_with_parent=options.exit_with_parent))
     except ValidationError as error:
-        for line in explained(error):
-            print(f"capstan_engine: {line}", file=sys.stderr)
+        _last_words(*explained(error))
         return EXIT_WRONG
     except (ModelError, ConfigurationError) as error:
-        print(f"capstan_engine: {error}", file=sys.stderr)
+        _last_words(str(error))
         return EXIT_WRONG
     except EngineDead as error:
-        print(f"capstan_engine: {error}", file=sys.stderr)
+        _last_words(str(error))
         return EXIT_DEAD
 
 
@@ -99,11 +99,15 @@ async def _serve(args: EngineArgs, *, exit_with_parent: bool) -> int:
 async def _live(args: EngineArgs, front: FrontEnd, stop: "_Stop") -> int:
     """From loading to the end; returns the exit code."""
     loading = asyncio.create_task(front.load())
+    stalled = asyncio.create_task(front.stalled())
     asked = asyncio.create_task(stop.asked.wait())
-    await asyncio.wait((loading, asked), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((loading, stalled, asked), return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
         loading.cancel()
-        return 0
+        if asked.done():
+            return 0
+        raise stalled.result()
+    stalled.cancel()
     await loading
     _announce(args, front)
     died = asyncio.create_task(front.watch())
@@ -117,10 +121,9 @@ async def _live(args: EngineArgs, front: FrontEnd, stop: "_Stop") -> int:
         for task in (drained, at_once):
             task.cancel()
     if died.done():
-        logger.error("the engine core died: %s", died.result())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(front.lifecycle.idle(), _LAST_WORDS_S)
-        return EXIT_DEAD
+        raise died.result()
     died.cancel()
     logger.info("ending with %d open requests", front.lifecycle.num_open)
     return 0
@@ -153,6 +156,15 @@ class _Stop:
     def _end_at_once(self) -> None:
         self.asked.set()
         self.at_once.set()
+
+
+def _last_words(*lines: str) -> None:
+    """Say why this process ends: in the log, and where the kubelet looks for a container's termination message."""
+    for line in lines:
+        print(f"capstan_engine: {line}", file=sys.stderr)
+    # Elsewhere there is no such file, and it is not ours to make one.
+    with contextlib.suppress(OSError), open(os.open(_TERMINATION_LOG, os.O_WRONLY | os.O_TRUNC), "w") as log:
+        log.write("\n".join(lines))
 
 
 def _announce(args: EngineArgs, front: FrontEnd) -> None:

@@ -155,6 +155,16 @@ class CoreState(msgspec.Struct, frozen=True):
     max_batched_tokens: int
 
 
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """Start-up has come this far. Sent at every step of it, so that silence means that nothing moves."""
+
+    phase: str
+    """`Loading` or `Warming`, as in `capstan_api.startup`."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    """0 where the amount is not known."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The core has loaded the model and may be given requests."""
 
@@ -195,4 +205,4 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
     """Name of the error in `capstan_engine.errors`: ModelError or ConfigurationError when loading failed."""
 
 
-ToFrontEnd = Ready | Update | Refused | Fatal
+ToFrontEnd = Loading | Ready | Update | Refused | Fatal

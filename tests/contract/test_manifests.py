@@ -76,7 +76,7 @@ def test_other_metadata_passes_through() -> None:
 def test_every_fault_gets_one_line_with_its_path() -> None:
     document = yaml.safe_load(MINIMAL)
     document["metadata"]["name"] = "Bad_Name"
-    document["spec"]["model"]["source"]["uri"] = "s3://bucket"
+    document["spec"]["model"]["source"]["uri"] = "gs://bucket"
     document["spec"]["slos"][0]["ttft"]["thresholdMilliseconds"] = "500"
     document["spec"]["scaling"] = {"minReplica": 1, "maxReplicas": 0}
     lines = faults(document)
@@ -94,8 +94,8 @@ def test_an_unknown_field_is_refused_with_its_path_and_a_suggestion() -> None:
     document["spec"]["slos"][0]["tfft"] = {}
     assert faults(document) == ["spec.slos[0].tfft: unknown field; did you mean ttft?"]
     document = yaml.safe_load(MINIMAL)
-    document["spec"]["routing"] = {"zzz": 1}
-    assert faults(document) == ["spec.routing.zzz: unknown field; known here: policy, hold"]
+    document["spec"]["model"]["cache"] = {"zzz": 1, "claimName": "models"}
+    assert faults(document) == ["spec.model.cache.zzz: unknown field; known here: claimName"]
 
 
 def test_snake_case_is_refused_in_manifests() -> None:

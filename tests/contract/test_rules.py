@@ -83,6 +83,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return document
 
 
+DIGEST = "sha256:" + "0f" * 32
+
 GOOD: list[tuple[str, Any]] = [
     ("spec.scaling", {}),
     # the borders of the cross-field rules
@@ -101,6 +103,13 @@ GOOD: list[tuple[str, Any]] = [
     ("spec.model.servedModelNames", None),
     ("spec.model.source.uri", "file:///srv/model"),
     ("metadata.labels", {"team": "search"}),
+    ("spec.model.source", {"uri": "pvc://models/llama/8b"}),
+    ("spec.model.source", {"uri": "hf://org/Name-1.5", "revision": "refs/pr/1", "digest": DIGEST, "secretName": "hf"}),
+    ("spec.model", {"source": {"uri": "s3://bucket.name/models/it's(1)"}, "cache": {"claimName": "models"}}),
+    ("spec.model.source.uri", "oci://registry.example:5000/models/llama@sha256:0f"),
+    ("spec.variants.0.resources.memoryMebibytes", 513),
+    ("spec.scheduling", {"nodeSelector": {"zone": "a"}, "tolerations": [{"operator": "Exists"}]}),
+    ("spec.scheduling.tolerations", [{"key": "gpu", "value": "a", "effect": "NoExecute", "tolerationSeconds": 30}]),
 ]
 
 BAD: list[tuple[str, Any, str]] = [
@@ -112,6 +121,15 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.scaling", {"mode": "Manual"}, "mode Manual needs replicas"),
     ("spec.rollout", {"maxSurge": 0}, "must not both be 0"),
     ("spec.slos.1.ttft", None, "ttft or tpot is required"),
+    ("spec.model.source", {"uri": "s3://bucket/m", "revision": "v1"}, "revision belongs to hf://"),
+    ("spec.model.source.digest", DIGEST, "nothing else is fetched"),
+    ("spec.model.source.secretName", "hf", "nothing else is fetched"),
+    ("spec.model.source.uri", "pvc://models/a/../../b", "must not climb"),
+    ("spec.model.cache", {"claimName": "models"}, "nothing else is fetched"),
+    ("spec.variants.0.resources.memoryMebibytes", 512, "must exceed engine.kvCache.memoryMebibytes"),
+    ("spec.scheduling.tolerations", [{"value": "yes"}], "operator Equal needs a key"),
+    ("spec.scheduling.tolerations", [{"operator": "Exists", "value": "yes"}], "Exists takes no value"),
+    ("spec.scheduling.tolerations", [{"operator": "Exists", "tolerationSeconds": 1}], "needs effect NoExecute"),
     ("spec.slos.1.selector", {"headerValue": "interactive"}, "each selector.headerValue must be unique"),
     ("spec.slos.1.selector", {"modelAlias": "capstan-tiny"}, "each selector.modelAlias must be unique"),
     ("spec.slos.0.selector", {"modelAlias": "capstan-tiny-batch"}, "each selector.modelAlias must be unique"),
@@ -132,7 +150,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.slos.0.name", "Interactive", "match pattern"),
     ("spec.scaling.mode", "auto", "'Auto', 'Shadow' or 'Manual'"),
     ("spec.scaling", [], "an object"),
-    ("spec.model.source.uri", "s3://bucket/model", "match pattern"),
+    ("spec.model.source.uri", "gs://bucket/model", "match pattern"),
+    ("spec.model.source.uri", "hf://name", "match pattern"),
+    ("spec.model.source.uri", "pvc:///path", "match pattern"),
+    ("spec.model.source", {"uri": "hf://a/b", "digest": "sha256:short"}, "match pattern"),
+    ("spec.routing.gatewayReplicas", 0, "greater than or equal to 1"),
     ("spec.model.source", None, "required"),
     ("spec.model", None, "required"),
     ("spec", None, "required"),
@@ -181,8 +203,12 @@ SLOS = st.lists(
     max_size=3,
 )
 SPECS = st.fixed_dictionaries(
-    {"model": st.fixed_dictionaries({"source": st.just({"uri": "bundled://x"})},
-                                    optional={"servedModelNames": st.lists(st.sampled_from("mn"), max_size=2)}),
+    {"model": st.fixed_dictionaries(
+        {"source": st.fixed_dictionaries(
+            {"uri": st.sampled_from(["bundled://x", "hf://a/b", "s3://abc/..", "pvc://c/d"])},
+            optional={"revision": st.just("main"), "digest": st.just(DIGEST), "secretName": st.just("s")})},
+        optional={"servedModelNames": st.lists(st.sampled_from("mn"), max_size=2),
+                  "cache": st.just({"claimName": "c"})}),
      "slos": SLOS},
     optional={
         "scaling": st.fixed_dictionaries(
@@ -192,6 +218,10 @@ SPECS = st.fixed_dictionaries(
             {}, optional={"minSequences": SMALL, "maxSequences": SMALL, "minBatchedTokens": SMALL,
                           "maxBatchedTokens": SMALL})}),
         "rollout": st.fixed_dictionaries({}, optional={"maxSurge": SMALL, "maxUnavailable": SMALL}),
+        "scheduling": st.fixed_dictionaries({}, optional={"tolerations": st.lists(st.fixed_dictionaries(
+            {}, optional={"key": LABELS, "operator": st.sampled_from(["Exists", "Equal"]), "value": LABELS,
+                          "effect": st.sampled_from(["NoSchedule", "NoExecute"]), "tolerationSeconds": SMALL}),
+            max_size=2)}),
     },
 )  # fmt: skip
 

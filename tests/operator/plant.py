@@ -129,7 +129,7 @@ class Plant:
         return Observation(
             at=self.now,
             replicas=tuple(self._replica(e, blind) for _, e in sorted(self._engines.items())),
-            gateway=self._gateway(blind),
+            gateways=self._gateways(blind),
             model_directory="/models/tiny",
         )
 
@@ -167,9 +167,9 @@ class Plant:
             limits=limits,
         )
 
-    def _gateway(self, blind: bool) -> Gateway | None:
+    def _gateways(self, blind: bool) -> tuple[Gateway, ...]:
         if self._gateway_revision is None:
-            return None
+            return ()
         counters = ClassCounters(
             arrived=self._arrived,
             completed=self._completed,
@@ -182,12 +182,14 @@ class Plant:
         )
         in_flight = {e.id: float(e.load) for e in self._engines.values()}
         metrics = GatewayMetrics(at=self.now, classes={SLO_CLASS: counters}, held=len(self._held), in_flight=in_flight)
-        return Gateway(
+        gateway = Gateway(
+            id="gateway",
             revision=self._gateway_revision,
             phase=Phase.READY,
             table=None if blind else self._table,
             metrics=None if blind else metrics,
         )
+        return (gateway,)
 
     def _apply(self, decision: Decision) -> None:
         for action in decision.actions:

@@ -84,7 +84,7 @@ def test_bounds_hold_whatever_is_observed(sequence: list[tuple[Observation, int]
         assert not set(started) & {r.id for r in seen.replicas}
         # A rollout may have one more than is wanted; nothing else may, or adds to what is already too much.
         assert len(live) + len(started) <= max(len(live), 4 + 1)
-        assert len(decision.status.memory) < 65_536
+        assert len(decision.memory.durable()) < 65_536
         memory, now = decision.memory, now + pause
 
 

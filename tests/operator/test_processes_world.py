@@ -185,12 +185,10 @@ async def door_of(world: ProcessesWorld, restarts: int = 0) -> GatewayFacts:
     """The gateway, once it is ready and has been started again so often."""
 
     async def ready() -> bool:
-        facts = await world.gateway()
-        return facts is not None and (facts.phase, facts.restarts) == (Phase.READY, restarts)
+        return [(facts.phase, facts.restarts) for facts in await world.gateways()] == [(Phase.READY, restarts)]
 
     await until(ready)
-    facts = await world.gateway()
-    assert facts is not None
+    (facts,) = await world.gateways()
     return facts
 
 
@@ -238,8 +236,7 @@ async def test_a_dead_gateway_starts_with_the_new_configuration(tmp_path: Path) 
         await tell((await door_of(world)).url, "die")
 
         async def dead() -> bool:
-            facts = await world.gateway()
-            return facts is not None and facts.phase is Phase.FAILED
+            return [facts.phase for facts in await world.gateways()] == [Phase.FAILED]
 
         await until(dead)
         await world.ensure_gateway("two", OTHER_DOOR)

@@ -45,8 +45,7 @@ async def test_a_resource_is_served_learnt_from_and_served_again_after_a_crash(t
             return status is not None and status.ready_replicas == 1
 
         await until(ready, 120)
-        gateway = await world.gateway()
-        assert gateway is not None
+        (gateway,) = await world.gateways()
         assert gateway.url is not None
         # What arrives before the table does is held, not refused.
         assert await asyncio.gather(*(num_tokens(gateway.url) for _ in range(8))) == [48] * 8

@@ -49,8 +49,8 @@ def is_ready(turn: Turn) -> bool:
 
 
 def routed(turn: Turn, num: int) -> bool:
-    gateway = turn.observation.gateway if turn.observation else None
-    return gateway is not None and gateway.table is not None and len(gateway.table) == num
+    gateways = turn.observation.gateways if turn.observation else ()
+    return bool(gateways) and all(g.table is not None and len(g.table) == num for g in gateways)
 
 
 async def test_from_nothing_to_a_routed_replica_and_back_to_quiet(tmp_path: Path) -> None:
@@ -110,8 +110,7 @@ async def test_held_requests_wake_a_deployment_at_zero_and_idleness_returns_it(t
         available = next(c for c in status.conditions if c.type is ConditionType.AVAILABLE)
         assert (available.status, available.reason) == (ConditionStatus.TRUE, "ScaledToZero")
 
-        gateway = await world.gateway()
-        assert gateway is not None
+        (gateway,) = await world.gateways()
         await tell(gateway.url, "hold")
         # The same loop goes on in life; here a new one adopts the empty world as a restarted operator would.
         woken = await reconciled(world, source, lambda t: is_ready(t) and routed(t, 1))
@@ -128,7 +127,7 @@ async def test_a_killed_engine_is_taken_off_the_table_and_comes_back(tmp_path: P
 
         turns = await reconciled(world, source, lambda t: is_ready(t) and routed(t, 1) and restarted(t))
 
-    tables = [t.observation.gateway.table for t in turns if t.observation and t.observation.gateway]
+    tables = [g.table for t in turns if t.observation for g in t.observation.gateways]
     assert () in tables, "while it is away, nobody is sent to it"
     replica = turns[-1].observation.replicas[0] if turns[-1].observation else None
     assert replica is not None
@@ -156,7 +155,7 @@ async def test_a_turn_that_fails_is_told_and_the_loop_goes_on(tmp_path: Path, mo
     assert [t.error for t in turns[:-1]] == ["WorldError: the disk is full"] * 3
     status = turns[0].status
     assert status is not None
-    (ready,) = status.conditions
+    ready = next(c for c in status.conditions if c.type is ConditionType.READY)
     assert (ready.status, ready.reason) == (ConditionStatus.FALSE, "ReconcileFailed")
     assert turns[-1].decision is not None
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.decide.rollout import plan
 
-LIVE = (Phase.STARTING, Phase.READY, Phase.FAILED)
+LIVE = (Phase.PENDING, Phase.STARTING, Phase.READY, Phase.FAILED)
 
 
 def make(name: str, revision: str, phase: Phase, age: int = 0) -> Replica:
@@ -16,10 +16,22 @@ def make(name: str, revision: str, phase: Phase, age: int = 0) -> Replica:
 
 
 def planned(
-    replicas: list[Replica], wanted: int, surge: int = 1, unavailable: int = 0, **load: float
+    replicas: list[Replica],
+    wanted: int,
+    surge: int = 1,
+    unavailable: int = 0,
+    cache_value: dict[str, float] | None = None,
+    **load: float,
 ) -> tuple[str, ...]:
     made = plan(
-        replicas, name="web", revision="new", wanted=wanted, max_surge=surge, max_unavailable=unavailable, load=load
+        replicas,
+        name="web",
+        revision="new",
+        wanted=wanted,
+        max_surge=surge,
+        max_unavailable=unavailable,
+        load=load,
+        cache_value=cache_value or {},
     )
     return (*(f"start {i}" for i in made.start), *(f"drain {i}" for i in made.drain), *(f"stop {i}" for i in made.stop))
 
@@ -34,6 +46,11 @@ def test_the_tables() -> None:
     assert planned([*ready_old, starting], 2) == ()
     assert planned([*ready_old, new], 2) == ("drain o2",), "the youngest of the idle ones first"
     assert planned([*ready_old, new], 2, o2=3.0) == ("drain o1",), "and busy ones last"
+    warm = {"o2": 4096.0}
+    assert planned([*ready_old, new], 2, cache_value=warm) == ("drain o1",), "of equals the one that has least cached"
+    assert planned([*ready_old, new], 2, cache_value=warm, o1=1.0) == ("drain o2",), "but work counts first"
+    waiting = make("web-new-1", "new", Phase.PENDING, 9)
+    assert planned([new, waiting, starting.model_copy(update={"id": "web-new-2"})], 2) == ("stop web-new-1",)
     assert planned(ready_old, 2, surge=0, unavailable=1) == ("drain o2",)
     assert planned([make("o1", "old", Phase.FAILED), *ready_old[1:]], 2) == ("start web-new-0", "stop o1")
     assert planned([new, make("web-new-1", "new", Phase.STARTING)], 1) == ("stop web-new-1",)
@@ -65,6 +82,7 @@ def test_every_world_ends_as_wanted_and_never_serves_less_than_it_may(
             max_surge=surge,
             max_unavailable=unavailable,
             load={},
+            cache_value={},
         )
         assert live + len(made.start) <= max(live, wanted + surge)
         assert ready - len(made.drain) >= min(ready, wanted - unavailable)

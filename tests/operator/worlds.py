@@ -1,5 +1,6 @@
 """Small worlds to decide in: a deployment, observations of it, and a law that has already learnt."""
 
+from pathlib import Path
 from typing import Any
 
 from capstan_api.limits import BatchLimits, LimitsState
@@ -18,6 +19,7 @@ from capstan_operator.decide.observation import (
     Replica,
     StepSample,
 )
+from capstan_operator.decide.progress import RolloutMemory
 from capstan_operator.decide.signals import Lengths
 
 NOW = 1_800_000_000.0
@@ -123,18 +125,16 @@ def counters(
 
 
 def gateway(
-    of: InferenceDeployment, replicas: tuple[Replica, ...] = (), counted: ClassCounters | None = None, **fields: Any
+    of: InferenceDeployment,
+    replicas: tuple[Replica, ...] = (),
+    counted: ClassCounters | None = None,
+    name: str = "gateway",
+    **fields: Any,
 ) -> Gateway:
     """A ready gateway that knows the ready ones of `replicas`; `fields` go to its metrics."""
     table = tuple(ReplicaEntry(id=r.id, url=r.url) for r in replicas if r.phase is Phase.READY and r.url)
     metrics = GatewayMetrics(**{"at": NOW, "classes": {"interactive": counted or counters()}, **fields})
-    return Gateway(
-        revision=render.gateway_revision(of),
-        phase=Phase.READY,
-        url="http://127.0.0.1:8000",
-        table=table,
-        metrics=metrics,
-    )
+    return Gateway(id=name, revision=render.gateway_revision(of), phase=Phase.READY, table=table, metrics=metrics)
 
 
 def observation(
@@ -145,9 +145,13 @@ def observation(
     with_gateway: bool = True,
     **gateway_metrics: Any,
 ) -> Observation:
-    door = gateway(of, replicas, counted, **{"at": at, **gateway_metrics}) if with_gateway else None
+    doors = (gateway(of, replicas, counted, **{"at": at, **gateway_metrics}),) if with_gateway else ()
     return Observation(
-        at=at, replicas=tuple(sorted(replicas, key=lambda r: r.id)), gateway=door, model_directory="/models/tiny"
+        at=at,
+        replicas=tuple(sorted(replicas, key=lambda r: r.id)),
+        gateways=doors,
+        endpoint="http://127.0.0.1:8000",
+        model_directory="/models/tiny",
     )
 
 
@@ -166,9 +170,11 @@ def samples(count: int = 60, start: int = 1, costs: tuple[float, ...] = STEP_COS
 
 def learnt(of: InferenceDeployment, wanted: int = 1, **fields: Any) -> Memory:
     """The memory of a law that knows its engine, the lengths, wants so many replicas and has just set its limits."""
+    release = render.release(of, Path("/models/tiny"))
     memory = Memory(
         at=NOW - 1,
-        revision=render.revision(of),
+        revision=release.revision,
+        rollout=RolloutMemory(target=release.revision, stable=release, progress_at=NOW - 1),
         model=EngineModel().learn(samples(120)),
         lengths=Lengths(prompt=200, output=50, weight=100),
     )

@@ -9,7 +9,7 @@ from time import monotonic
 
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import CapstanEngineError, EngineDead
-from capstan_engine.messages import CoreState, FinishReason, Output, Ready, Submit, TokenLogprobs, Update
+from capstan_engine.messages import CoreState, FinishReason, Loading, Output, Ready, Submit, TokenLogprobs, Update
 
 Script = Callable[[Submit], list[int]]
 
@@ -35,6 +35,7 @@ class ScriptedClient:
 
     def __init__(self, script: Script, *, max_model_len: int = 256) -> None:
         self.on_update: list[Callable[[Update], None]] = []
+        self.on_loading: list[Callable[[Loading], None]] = []
         self.state = idle_state()
         self.last_heartbeat_age_s = 0.0
         self.script = script

@@ -15,7 +15,7 @@ from capstan_operator.decide.values import Value
 
 
 class EnsureGateway(Value):
-    """Have a gateway of this revision: start one, or replace the one that runs."""
+    """Have gateways of this revision: start them, or have those that run take it over."""
 
     kind: Literal["EnsureGateway"] = "EnsureGateway"
     revision: str
@@ -31,9 +31,11 @@ class StartReplica(Value):
 
 
 class Route(Value):
-    """Make this the gateway's table of replicas."""
+    """Make this the table of replicas of these gateways."""
 
     kind: Literal["Route"] = "Route"
+    gateways: tuple[str, ...]
+    """Ids of those that have another one."""
     table: tuple[ReplicaEntry, ...]
 
 

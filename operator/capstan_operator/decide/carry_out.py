@@ -1,12 +1,11 @@
 """From a decided state to the actions that bring the world there, in the order in which they should be carried out.
 
-The gateway comes first, and is told of a departure before it begins; limits come before departures, because they
+The gateways come first, and are told of a departure before it begins; limits come before departures, because they
 protect what is being served. What is already so needs no action.
 """
 
-from pathlib import Path
-
 from capstan_api.replicas import ReplicaEntry, ReplicaState
+from capstan_api.spec import Mode
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render
 from capstan_operator.decide.actions import (
@@ -21,6 +20,7 @@ from capstan_operator.decide.actions import (
 from capstan_operator.decide.batch_limits import LimitsMemory
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
+from capstan_operator.decide.render import Release
 from capstan_operator.decide.rollout import Plan
 
 _SHORTEST_LEASE_S, _LONGEST_LEASE_S = 30, 3600
@@ -28,28 +28,34 @@ _LONGEST_REASON = 500
 
 
 def actions(
-    deployment: InferenceDeployment, observation: Observation, plan: Plan, memory: Memory
+    deployment: InferenceDeployment, observation: Observation, release: Release, plan: Plan, memory: Memory
 ) -> tuple[Action, ...]:
-    """Everything to do now; empty when the world is as it should be and no lease is half over."""
+    """Everything to do now; empty when the world is as it should be and no lease is half over.
+
+    `release` is what replicas are started as.
+    """
     spec = deployment.spec
     wanted: list[Action] = []
-    gateway, gateway_revision = observation.gateway, render.gateway_revision(deployment)
-    if gateway is None or gateway.revision != gateway_revision:
+    gateway_revision = render.gateway_revision(deployment)
+    staying = [gateway for gateway in observation.gateways if gateway.phase is not Phase.DRAINING]
+    if not staying or any(gateway.revision != gateway_revision for gateway in staying):
         wanted.append(EnsureGateway(revision=gateway_revision, args=render.gateway_args(deployment)))
-    if observation.model_directory is not None:
-        args = render.engine_args(deployment, Path(observation.model_directory))
-        millicores = spec.variant.resources.cpu_millicores
+    # A release of before has its own model.
+    if observation.model_directory is not None or release.revision != memory.rollout.target:
         wanted += [
-            StartReplica(id=i, revision=memory.revision, args=args, cpu_millicores=millicores) for i in plan.start
+            StartReplica(id=i, revision=release.revision, args=release.args, cpu_millicores=release.cpu_millicores)
+            for i in plan.start
         ]
     table = tuple(
         ReplicaEntry(id=r.id, url=r.url, state=_state(r, plan))
         for r in sorted(observation.with_phase(Phase.READY, Phase.DRAINING), key=lambda r: r.id)
         if r.url is not None
     )
-    if gateway is not None and gateway.table is not None and gateway.table != table:
-        wanted.append(Route(table=table))
-    wanted += _limits(observation, memory.limits, spec.scaling.batch_limits.adjustment_interval_seconds)
+    unaware = tuple(g.id for g in observation.ready_gateways if g.table is not None and g.table != table)
+    if unaware:
+        wanted.append(Route(gateways=unaware, table=table))
+    if spec.scaling.mode is not Mode.SHADOW:
+        wanted += _limits(observation, memory.limits, spec.scaling.batch_limits.adjustment_interval_seconds)
     timeout_s = spec.disruption.drain_timeout_seconds
     wanted += [DrainReplica(id=i, timeout_seconds=timeout_s) for i in plan.drain]
     wanted += [StopReplica(id=i) for i in plan.stop]

@@ -20,3 +20,6 @@ class Decision(Value):
     signals: Signals
     memory: Memory
     status: InferenceDeploymentStatus
+    """All but `status.memory`, which is `memory.durable()` and too long to be made in every turn."""
+    revisions: frozenset[str] = frozenset()
+    """Those that replicas may be started of, now or after a rollback."""

@@ -3,6 +3,8 @@
 A source is dropped as a whole, because half of one would look like a fall in load; it then counts as missing.
 """
 
+from collections.abc import Mapping
+
 from capstan_operator.decide.observation import (
     ClassCounters,
     EngineMetrics,
@@ -17,22 +19,26 @@ class Judge:
     """Judges one observation at one moment, and keeps what it found wrong, one clause each."""
 
     def __init__(self, observation: Observation, now: float, max_age_s: float) -> None:
-        self.faults = list(observation.faults)
+        self.faults: list[str] = []
         self._observation = observation
         self._now = now
         self._max_age_s = max_age_s
 
-    def gateway(self, classes: set[str]) -> GatewayMetrics | None:
-        """The gateway's metrics with exactly these classes and only replicas that exist; None when not believed."""
-        metrics = self._observation.gateway.metrics if self._observation.gateway else None
-        if metrics is None or not self._is_fresh("gateway", metrics.at):
+    def gateways(self, classes: set[str]) -> dict[str, GatewayMetrics]:
+        """Metrics of the gateways that are believed, by id, with exactly these classes and replicas that exist."""
+        read = {gateway.id: gateway.metrics for gateway in self._observation.gateways}
+        judged = {key: self._gateway(key, metrics, classes) for key, metrics in read.items() if metrics is not None}
+        return {key: metrics for key, metrics in judged.items() if metrics is not None}
+
+    def _gateway(self, key: str, metrics: GatewayMetrics, classes: set[str]) -> GatewayMetrics | None:
+        if not self._is_fresh(key, metrics.at):
             return None
         for name in sorted(metrics.classes.keys() & classes):
             if not metrics.classes[name].is_believable:
-                self._refused(f"gateway: counters of class {name} are not believable")
+                self._refused(f"{key}: counters of class {name} are not believable")
                 return None
         if not believable(metrics.held, *metrics.in_flight.values()):
-            self._refused("gateway: requests held or in flight are not believable")
+            self._refused(f"{key}: requests held or in flight are not believable")
             return None
         known = {replica.id for replica in self._observation.replicas}
         return metrics.model_copy(
@@ -56,17 +62,23 @@ class Judge:
                 engines[replica.id] = metrics
         return engines
 
-    def deltas(self, gateway: GatewayMetrics | None, before: GatewayMetrics | None) -> dict[str, ClassCounters]:
-        """What came since the look before, by class; nothing for a class whose counters were reset."""
-        if gateway is None or before is None:
-            return {}
-        deltas = {}
-        for name, counters in gateway.classes.items():
-            # A class that the earlier look did not have has been counted from zero since.
-            difference = counters.minus(before.classes[name]) if name in before.classes else counters
-            if difference is None:
-                self._refused(f"gateway: counters of class {name} were reset")
-            deltas[name] = difference or ClassCounters()
+    def deltas(
+        self, gateways: Mapping[str, GatewayMetrics], before: Mapping[str, GatewayMetrics]
+    ) -> dict[str, ClassCounters]:
+        """What came since the looks before, by class, over all gateways.
+
+        Nothing comes from one that was never looked at (what it counted until now may be of any age), nor for a class
+        whose counters were reset.
+        """
+        deltas: dict[str, ClassCounters] = {}
+        for key in sorted(gateways.keys() & before.keys()):
+            earlier = before[key].classes
+            for name, counters in gateways[key].classes.items():
+                # A class that the earlier look did not have has been counted from zero since.
+                difference = counters.minus(earlier[name]) if name in earlier else counters
+                if difference is None:
+                    self._refused(f"{key}: counters of class {name} were reset")
+                deltas[name] = deltas.get(name, ClassCounters()).plus(difference or ClassCounters())
         return deltas
 
     def _is_fresh(self, source: str, at: float) -> bool:

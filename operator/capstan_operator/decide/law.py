@@ -1,15 +1,15 @@
 """`decide`: from what is declared, seen and remembered to what is done. Pure: equal inputs give an equal decision.
 
-    signals ─► engine model ─► batch limits ─► replicas ─► rollout ─► actions, status, memory
+    signals ─► engine model ─► batch limits ─► replicas ─► progress, rollout ─► actions, status, memory
 
 Limits move first and fast; replicas follow when limits have no room left or spare room is proven. Knows no HTTP,
 process or cluster, and reads no clock: `now` is epoch seconds.
 """
 
 import hashlib
+from pathlib import Path
 
 from capstan_api.spec import LimitsMode, Mode, Slo
-from capstan_api.status import DecisionAction, DecisionStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import batch_limits, render, replicas, rollout, signals, status
 from capstan_operator.decide.carry_out import actions
@@ -17,8 +17,9 @@ from capstan_operator.decide.decision import Decision
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.ledger import Ledger
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import Observation, Phase
-from capstan_operator.decide.times import rfc3339
+from capstan_operator.decide.observation import Observation, Phase, Replica
+from capstan_operator.decide.progress import RolloutMemory
+from capstan_operator.decide.speaker import Speaker
 
 _SHORTEST_WINDOW_S, _LONGEST_WINDOW_S = 10.0, 60.0
 _ENOUGH_FIRST_TOKENS = 4
@@ -29,58 +30,61 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     # A clock that was set back must not undo what has been waited for.
     now = max(now, memory.at)
     spec = deployment.spec
-    revision = render.revision(deployment)
-
     reading = _read(deployment, observation, memory, now)
+    progress, release = _progress(deployment, observation, memory, now)
     # What another revision's engines took says nothing of these.
-    same_engines = memory.revision in ("", revision)
+    same_engines = memory.revision in ("", release.revision)
     model = (memory.model if same_engines else EngineModel()).learn(reading.samples)
     ledger = memory.ledger.advanced(spec.slos, reading.delta, observation.replicas, memory.at, now)
-    limits = _limits(deployment, memory, model, reading, now)
-    advice = _replicas(deployment, observation, memory, model, ledger, limits.memory, reading, now)
+    overdue = _overdue(observation, spec.scaling.pending_timeout_seconds, now)
+    limits = _limits(deployment, release, memory, model, reading, now)
+    situation = _situation(deployment, observation, release, model, ledger, limits.memory, reading, len(overdue))
+    advice = replicas.advise(_rested(memory, deployment, now), situation, spec.scaling, now)
     count = _in_shadow(deployment, memory, advice) if spec.scaling.mode is Mode.SHADOW else advice
     wanted = count.memory.wanted or 0
     plan = rollout.plan(
         observation.replicas,
         name=deployment.metadata.name,
-        revision=revision,
+        revision=release.revision,
         wanted=wanted,
         max_surge=spec.rollout.max_surge,
         max_unavailable=spec.rollout.max_unavailable,
         load=reading.signals.load,
+        cache_value=reading.signals.cache_value,
     )
 
-    speaker = _Speaker(now, _digest(deployment, observation, memory, now))
-    changes = speaker.changes(memory, revision, count, limits)
-    said = changes[0] if changes else speaker.hold(wanted, count)
+    speaker = Speaker(now, lambda: _digest(deployment, observation, memory, now))
+    in_shadow = spec.scaling.mode is Mode.SHADOW
+    changes = speaker.changes(memory, release.revision, progress.failure, count, None if in_shadow else limits)
+    said = changes[0] if changes else speaker.hold(wanted, count, memory.ledger.last)
+    recommendation = None
+    if in_shadow:
+        recommendation = speaker.recommendation(wanted, advice, limits.memory, release, memory.recommendation)
     remembered = Memory(
         at=now,
-        revision=revision,
+        revision=release.revision,
+        rollout=progress,
         model=model,
         lengths=reading.lengths,
         limits=limits.memory,
         replicas=count.memory,
         ledger=ledger.noted(said, changes),
+        recommendation=recommendation,
         window=reading.window,
     )
     remembered, report = status.report(
-        deployment,
-        observation,
-        remembered,
-        reading.signals,
-        plan,
-        said=said,
-        recommendation=speaker.recommendation(wanted, advice) if count is not advice else None,
-        now=now,
+        deployment, observation, remembered, reading.signals, plan, said=said, overdue=overdue, now=now
     )
+    stable = progress.stable
     return Decision(
         at=now,
-        actions=actions(deployment, observation, plan, remembered),
+        actions=actions(deployment, observation, release, plan, remembered),
         said=said,
         changes=changes,
         signals=reading.signals,
         memory=remembered,
         status=report,
+        revisions=frozenset({progress.target, release.revision, *([stable.revision] if stable else [])}),
     )
 
 
@@ -98,11 +102,46 @@ def _read(deployment: InferenceDeployment, observation: Observation, memory: Mem
     )
 
 
+def _progress(
+    deployment: InferenceDeployment, observation: Observation, memory: Memory, now: float
+) -> tuple[RolloutMemory, render.Release]:
+    """How the rollout gets on, and the release in force."""
+    spec = deployment.spec
+    target = render.release(deployment, Path(observation.model_directory or ""))
+    progress = memory.rollout.followed(
+        target,
+        observation.replicas,
+        spec.rollout,
+        wanted=memory.replicas.wanted or 0,
+        last=memory.at,
+        now=now,
+        obstacle="; ".join(observation.faults if observation.model_directory is None else observation.refused),
+    )
+    return progress, progress.in_force(target, spec.rollout.auto_rollback)
+
+
+def _overdue(observation: Observation, timeout_s: int, now: float) -> tuple[Replica, ...]:
+    """Replicas that have been pending for too long."""
+    return tuple(r for r in observation.with_phase(Phase.PENDING) if now - r.created_at > timeout_s)
+
+
+def _rested(memory: Memory, deployment: InferenceDeployment, now: float) -> replicas.ReplicasMemory:
+    """The memory of replicas; after an absence nobody knows that there was no request meanwhile."""
+    if now - memory.at <= deployment.spec.scaling.stale_metrics.max_age_seconds:
+        return memory.replicas
+    return memory.replicas.model_copy(update={"active_at": now})
+
+
 def _limits(
-    deployment: InferenceDeployment, memory: Memory, model: EngineModel, reading: signals.Reading, now: float
+    deployment: InferenceDeployment,
+    release: render.Release,
+    memory: Memory,
+    model: EngineModel,
+    reading: signals.Reading,
+    now: float,
 ) -> batch_limits.Advice:
-    policy, envelope = deployment.spec.scaling.batch_limits, render.envelope(deployment)
-    if policy.mode is LimitsMode.FIXED or deployment.spec.scaling.mode is Mode.SHADOW:
+    policy, envelope = deployment.spec.scaling.batch_limits, release.args.envelope
+    if policy.mode is LimitsMode.FIXED:
         return batch_limits.Advice(memory=batch_limits.LimitsMemory(limits=envelope.top, reason="Fixed"))
     return batch_limits.adjust(
         memory.limits,
@@ -111,7 +150,7 @@ def _limits(
             lengths=reading.lengths,
             signals=reading.signals,
             target=_target(deployment.spec.slos, reading.signals),
-            kv_tokens=_kv_tokens(deployment, reading),
+            kv_tokens=reading.signals.kv_blocks * release.args.block_size,
         ),
         envelope,
         policy,
@@ -119,21 +158,21 @@ def _limits(
     )
 
 
-def _replicas(
+def _situation(
     deployment: InferenceDeployment,
     observation: Observation,
-    memory: Memory,
+    release: render.Release,
     model: EngineModel,
     ledger: Ledger,
     limits: batch_limits.LimitsMemory,
     reading: signals.Reading,
-    now: float,
-) -> replicas.Advice:
+    num_overdue: int,
+) -> replicas.Situation:
     spec, seen = deployment.spec, reading.signals
-    target, kv_tokens = _target(spec.slos, seen), _kv_tokens(deployment, reading)
-    max_sequences = spec.engine.batching.max_sequences
+    target, kv_tokens = _target(spec.slos, seen), seen.kv_blocks * release.args.block_size
+    max_sequences = release.args.envelope.max_sequences
     live = [replica for replica in observation.replicas if replica.phase is not Phase.DRAINING]
-    situation = replicas.Situation(
+    return replicas.Situation(
         signals=seen,
         limits=limits,
         serves=replicas.capacity(model, reading.lengths, target, max_sequences, kv_tokens),
@@ -141,9 +180,9 @@ def _replicas(
         tpot=target,
         num_live=len(live),
         num_ready=sum(1 for replica in live if replica.phase is Phase.READY),
+        num_overdue=num_overdue,
         startup_s=ledger.startup_s(0.5),
     )
-    return replicas.advise(memory.replicas, situation, spec.scaling, now)
 
 
 def _in_shadow(deployment: InferenceDeployment, memory: Memory, advice: replicas.Advice) -> replicas.Advice:
@@ -154,61 +193,12 @@ def _in_shadow(deployment: InferenceDeployment, memory: Memory, advice: replicas
     return advice.model_copy(update={"memory": advice.memory.model_copy(update={"wanted": kept})})
 
 
-class _Speaker:
-    """Words what was decided at one moment."""
-
-    def __init__(self, now: float, inputs_hash: str) -> None:
-        self._time = rfc3339(now)
-        self._inputs_hash = inputs_hash
-
-    def changes(
-        self, memory: Memory, revision: str, count: replicas.Advice, limits: batch_limits.Advice
-    ) -> tuple[DecisionStatus, ...]:
-        """What is different from the last turn on, the slowest first."""
-        changes = []
-        before, wanted = memory.replicas.wanted, count.memory.wanted
-        if before is not None and wanted is not None and wanted != before:
-            action = DecisionAction.SCALE_UP if wanted > before else DecisionAction.SCALE_DOWN
-            changes.append(self._said(action, count.reason, count.message, before, wanted))
-        if memory.revision and revision != memory.revision:
-            message = f"the specification changed: revision {memory.revision} → {revision}"
-            changes.append(self._said(DecisionAction.ROLL, "SpecificationChanged", message, memory.revision, revision))
-        if limits.previous is not None and limits.memory.limits is not None:
-            old, new = (f"{x.max_sequences}x{x.max_batched_tokens}" for x in (limits.previous, limits.memory.limits))
-            changes.append(self._said(DecisionAction.SET_LIMITS, limits.memory.reason, limits.memory.message, old, new))
-        return tuple(changes)
-
-    def hold(self, wanted: int, count: replicas.Advice) -> DecisionStatus:
-        return self._said(DecisionAction.HOLD, count.reason, count.message, wanted, wanted)
-
-    def recommendation(self, kept: int, advice: replicas.Advice) -> DecisionStatus:
-        action = DecisionAction.HOLD
-        if advice.recommended != kept:
-            action = DecisionAction.SCALE_UP if advice.recommended > kept else DecisionAction.SCALE_DOWN
-        return self._said(action, advice.reason, advice.message, kept, advice.recommended)
-
-    def _said(self, action: DecisionAction, reason: str, message: str, old: object, new: object) -> DecisionStatus:
-        return DecisionStatus(
-            time=self._time,
-            action=action,
-            reason=reason,
-            message=message,
-            from_value=str(old),
-            to_value=str(new),
-            inputs_hash=self._inputs_hash,
-        )
-
-
 def _objectives(slo: Slo) -> signals.Objectives:
     return signals.Objectives(
         name=slo.name,
         ttft_share=slo.ttft.percentile / 100 if slo.ttft else 0.95,
         tpot_share=slo.tpot.percentile / 100 if slo.tpot else 0.95,
     )
-
-
-def _kv_tokens(deployment: InferenceDeployment, reading: signals.Reading) -> float:
-    return reading.signals.kv_blocks * deployment.spec.engine.kv_cache.block_size
 
 
 def _target(slos: list[Slo], seen: signals.Signals) -> batch_limits.Target | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pydantic import Field
 
 from capstan_api.spec import Slo
+from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus
 from capstan_operator.decide.observation import ClassCounters, Phase, Replica
 from capstan_operator.decide.values import Value
@@ -16,8 +17,6 @@ from capstan_operator.decide.values import Value
 _NUM_BUDGET_SLOTS = 12
 _NUM_STARTUPS = 32
 _NUM_DECISIONS = 10
-# An operator that was away longer than this does not know what ran meanwhile.
-_LONGEST_ABSENCE_S = 300.0
 
 
 class BudgetSlot(Value):
@@ -33,9 +32,20 @@ class Transition(Value):
     since: float
 
 
+class Stage(Value):
+    """One phase of a start, and when it began."""
+
+    phase: StartupPhase
+    since: float
+
+
 class Ledger(Value):
     budgets: dict[str, tuple[BudgetSlot, ...]] = Field(default_factory=dict)
     startups_s: tuple[float, ...] = ()
+    starting: dict[str, Stage] = Field(default_factory=dict)
+    """What each replica that starts was last seen to be busy with."""
+    stages_s: dict[StartupPhase, tuple[float, ...]] = Field(default_factory=dict)
+    """How long recent replicas took for each phase of their start."""
     replica_hours: float = 0
     since: float | None = None
     transitions: dict[ConditionType, Transition] = Field(default_factory=dict)
@@ -60,17 +70,46 @@ class Ledger(Value):
             for r in replicas
             if r.phase is Phase.READY and r.ready_at is not None and r.ready_at > last and not r.restarts
         ]
-        absent_s = now - last if self.since is not None else 0.0
-        elapsed_s = min(max(0.0, absent_s), _LONGEST_ABSENCE_S)
-        running = sum(1 for r in replicas if r.phase is not Phase.FAILED)
+        # A replica that was there before ran all the time, also while nobody looked.
+        running = [r for r in replicas if r.phase not in (Phase.FAILED, Phase.PENDING)]
+        begun = last if self.since is not None else now
+        running_s = sum(max(0.0, now - max(begun, r.created_at)) for r in running)
+        starting, stages_s = self._staged(replicas)
         return self.model_copy(
             update={
                 "budgets": {s.name: _spent(self.budgets.get(s.name, ()), s, delta.get(s.name), now) for s in slos},
                 "startups_s": (*self.startups_s, *(s for s in started if s >= 0))[-_NUM_STARTUPS:],
-                "replica_hours": self.replica_hours + running * elapsed_s / 3600,
+                "starting": starting,
+                "stages_s": stages_s,
+                "replica_hours": self.replica_hours + running_s / 3600,
                 "since": now if self.since is None else self.since,
             }
         )
+
+    def _staged(self, replicas: Iterable[Replica]) -> tuple[dict[str, Stage], dict[StartupPhase, tuple[float, ...]]]:
+        """Who is in which phase of its start now, and the phases' durations with those that have ended."""
+        starting: dict[str, Stage] = {}
+        stages_s = dict(self.stages_s)
+
+        def ended(stage: Stage, at: float) -> None:
+            seconds = max(0.0, at - stage.since)
+            stages_s[stage.phase] = (*stages_s.get(stage.phase, ()), seconds)[-_NUM_STARTUPS:]
+
+        for replica in replicas:
+            if replica.phase not in (Phase.PENDING, Phase.STARTING, Phase.READY) or replica.restarts:
+                continue
+            before, report = self.starting.get(replica.id), replica.startup
+            if replica.phase is Phase.READY:
+                if before is not None and replica.ready_at is not None:
+                    ended(before, replica.ready_at)
+                continue
+            if before is None:
+                before = Stage(phase=StartupPhase.SCHEDULING, since=replica.created_at)
+            starting[replica.id] = before
+            if report is not None and report.phase not in (before.phase, StartupPhase.READY):
+                ended(before, report.since)
+                starting[replica.id] = Stage(phase=report.phase, since=report.since)
+        return starting, stages_s
 
     def noted(self, said: DecisionStatus, changes: Iterable[DecisionStatus]) -> "Ledger":
         """The books after a decision: `said` is the most important thing about it."""
@@ -85,8 +124,7 @@ class Ledger(Value):
 
     def startup_s(self, share: float) -> float | None:
         """Quantile of the recent start-up times."""
-        ordered = sorted(self.startups_s)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+        return quantile(self.startups_s, share)
 
     def budget_left(self, slo: Slo) -> float | None:
         """Share of the class's error budget that is left, negative when overdrawn; None without requests."""
@@ -98,6 +136,12 @@ class Ledger(Value):
         if allowed <= 0:
             return 1.0 if good >= total else 0.0
         return 1 - max(0.0, total - good) / allowed
+
+
+def quantile(values: Iterable[float], share: float) -> float | None:
+    """The value that `share` of the values are not above; None without any."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def _spent(slots: tuple[BudgetSlot, ...], slo: Slo, delta: ClassCounters | None, now: float) -> tuple[BudgetSlot, ...]:

@@ -6,9 +6,11 @@ filled again within seconds, while the fitted model, the streaks and the error b
 
 from pydantic import ValidationError
 
+from capstan_api.status import DecisionStatus
 from capstan_operator.decide.batch_limits import LimitsMemory
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.ledger import Ledger
+from capstan_operator.decide.progress import RolloutMemory
 from capstan_operator.decide.replicas import ReplicasMemory
 from capstan_operator.decide.signals import Lengths
 from capstan_operator.decide.values import Value
@@ -21,11 +23,15 @@ class Memory(Value):
     at: float = 0
     """Moment of the decision that wrote this."""
     revision: str = ""
+    """In force; after a rollback not the one that the resource asks for."""
+    rollout: RolloutMemory = RolloutMemory()
     model: EngineModel = EngineModel()
     lengths: Lengths = Lengths()
     limits: LimitsMemory = LimitsMemory()
     replicas: ReplicasMemory = ReplicasMemory()
     ledger: Ledger = Ledger()
+    recommendation: DecisionStatus | None = None
+    """Of mode Shadow; while nothing but its figures would change, the one that began it."""
     window: Window = Window()
 
     def durable(self) -> str:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from capstan_api.limits import LimitsState
 from capstan_api.replicas import ReplicaEntry
+from capstan_api.startup import StartupReport
 from capstan_operator.decide.values import Value
 
 # Larger than anything that a real engine counts in a year: values beyond are damage or malice.
@@ -23,8 +24,12 @@ LARGEST_COUNT = 1e15
 
 
 class Phase(StrEnum):
-    """Where a replica is in its life. `Failed` waits for its restart; `Draining` takes no new requests."""
+    """Where a replica is in its life.
 
+    `Pending` exists and nothing runs it yet; `Failed` waits for its restart; `Draining` takes no new requests.
+    """
+
+    PENDING = "Pending"
     STARTING = "Starting"
     READY = "Ready"
     DRAINING = "Draining"
@@ -68,6 +73,9 @@ class Histogram(Value):
 
     def minus(self, earlier: "Histogram") -> "Histogram | None":
         """What came since `earlier`; None when the counter was reset or has other bounds."""
+        if not earlier.bounds and not earlier.total:
+            # There was no series of it yet.
+            return self if self.is_believable else None
         if self.bounds != earlier.bounds or len(self.counts) != len(earlier.counts):
             return None
         counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=True))
@@ -174,17 +182,19 @@ class Replica(Value):
     url: str | None = None
     """Where its API answers, once it listens."""
     message: str = ""
-    """Why it failed last, for people."""
+    """Why it is pending or failed last, for people."""
+    startup: StartupReport | None = None
+    """What it is busy with while it starts, as it tells itself."""
     metrics: EngineMetrics | None = None
     limits: LimitsState | None = None
 
 
 class Gateway(Value):
-    """The gateway process or pods."""
+    """One gateway process or pod."""
 
+    id: str
     revision: str
     phase: Phase
-    url: str | None = None
     restarts: int = 0
     message: str = ""
     table: tuple[ReplicaEntry, ...] | None = None
@@ -197,11 +207,21 @@ class Observation(Value):
 
     at: float
     replicas: tuple[Replica, ...] = ()
-    gateway: Gateway | None = None
+    gateways: tuple[Gateway, ...] = ()
+    endpoint: str | None = None
+    """Where clients reach the gateways."""
+    configuration_fault: str | None = None
+    """Why the newest resource is not the one in force."""
     model_directory: str | None = None
     """Where this world keeps the checkpoint; None when it has none, and `faults` then says why."""
+    refused: tuple[str, ...] = ()
+    """What could not be carried out since the look before, one clause each, beginning with the action."""
     faults: tuple[str, ...] = ()
     """What could not be read, or was not believed, one clause each."""
 
     def with_phase(self, *phases: Phase) -> tuple[Replica, ...]:
         return tuple(replica for replica in self.replicas if replica.phase in phases)
+
+    @property
+    def ready_gateways(self) -> tuple[Gateway, ...]:
+        return tuple(gateway for gateway in self.gateways if gateway.phase is Phase.READY)

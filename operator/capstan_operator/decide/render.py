@@ -12,9 +12,27 @@ from capstan_api.engine_args import EngineArgs, GatewayArgs, SloClass
 from capstan_api.limits import Envelope
 from capstan_api.spec import RoutingPolicy, Slo, Switch
 from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.decide.values import Value
 
 # Stands for a file that the world puts where it keeps step logs, one for each replica.
 STEP_LOG = Path("steps.csv")
+
+
+class Release(Value):
+    """A revision with all that it takes to start a replica of it, also when the resource has moved on."""
+
+    revision: str
+    args: EngineArgs
+    cpu_millicores: int
+
+
+def release(deployment: InferenceDeployment, model_directory: Path) -> Release:
+    """What the resource asks for now."""
+    return Release(
+        revision=revision(deployment),
+        args=engine_args(deployment, model_directory),
+        cpu_millicores=deployment.spec.variant.resources.cpu_millicores,
+    )
 
 
 def envelope(deployment: InferenceDeployment) -> Envelope:
@@ -67,9 +85,9 @@ def slo_classes(deployment: InferenceDeployment) -> tuple[SloClass, ...]:
 def revision(deployment: InferenceDeployment) -> str:
     """Eight hex digits of everything that a replica cannot change while it runs."""
     spec = deployment.spec
+    placed = (spec.model.source, spec.model.cache, spec.variant.resources, spec.scheduling)
     args = engine_args(deployment, Path("model"))
-    parts = (spec.model.source.uri, str(spec.variant.resources.cpu_millicores), args.model_dump_json())
-    return _digest(*parts)
+    return _digest(*("" if part is None else part.model_dump_json(exclude_defaults=True) for part in (*placed, args)))
 
 
 def gateway_revision(deployment: InferenceDeployment) -> str:

@@ -95,8 +95,10 @@ class Situation(Value):
     missed: Missed | None = None
     tpot: Target | None = None
     num_live: int = 0
-    """Replicas that are not draining: ready, starting or failed."""
+    """Replicas that are not draining: pending, starting, ready or failed."""
     num_ready: int = 0
+    num_overdue: int = 0
+    """Replicas that have been pending for too long to be counted on."""
     startup_s: float | None = None
 
     @property
@@ -122,7 +124,7 @@ def advise(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: 
     signals = situation.signals
     low, high = scaling.min_replicas, scaling.max_replicas
     # A fleet that is only being made cannot be idle: it would end the replica that it has just begun.
-    is_loading = situation.num_live > 0 and situation.num_ready == 0
+    is_loading = situation.num_live > situation.num_overdue and situation.num_ready == 0
     active_at = now if signals.active or is_loading or memory.active_at is None else memory.active_at
     memory = memory.model_copy(update={"active_at": active_at})
     if scaling.mode is Mode.MANUAL and scaling.replicas is not None:
@@ -151,6 +153,10 @@ def advise(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: 
     wanted = min(max(asked, low, 1), high)
     if wanted < asked:
         reason, because = "MaxReplicas", f"{because}; maxReplicas is {high}"
+    if wanted > current and situation.num_overdue:
+        # One more would stand in the same queue; until there is room, the limits protect what is served.
+        without = f"{because}, but {_count(situation.num_overdue)} found no room to run: {_count(current)} kept"
+        return Advice(memory=memory, recommended=wanted, reason="CapacityUnavailable", message=without)
     if wanted < current and not signals.complete:
         missing = signals.missing or "a replica"
         return _held(memory, current, "MetricsMissing", f"{missing} could not be measured: {_count(current)} kept")

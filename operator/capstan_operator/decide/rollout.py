@@ -1,7 +1,7 @@
 """From a wanted number and a revision to replicas started, drained and stopped.
 
 Stateless: it compares what is there with what should be, so it may be interrupted and repeated anywhere. Knows nothing
-of load beyond the number of requests on each replica.
+of load beyond the number of requests on each replica and what its prefix cache is worth.
 
 A change of revision replaces old replicas by new ones without having fewer than `wanted − maxUnavailable` ready or more
 than `wanted + maxSurge` in all; draining ones have left and count in neither.
@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.decide.values import Value
+
+# The farther a replica has come, the later it is given up.
+_PHASES = (Phase.PENDING, Phase.FAILED, Phase.STARTING, Phase.READY, Phase.DRAINING)
 
 
 class Plan(Value):
@@ -30,8 +33,18 @@ def plan(
     max_surge: int,
     max_unavailable: int,
     load: Mapping[str, float],
+    cache_value: Mapping[str, float],
 ) -> Plan:
-    """The next moves; empty when `wanted` replicas of `revision` are all there is."""
+    """The next moves; empty when `wanted` replicas of `revision` are all there is.
+
+    `load` is the number of requests on each replica, `cache_value` the prompt tokens that its prefix cache saves.
+    """
+
+    def reluctance(replica: Replica) -> tuple[int, float, float, float, str]:
+        """Sorts the best victim first: one that serves nobody, then least work, least cached, then youngest."""
+        work, cached = load.get(replica.id, 0.0), cache_value.get(replica.id, 0.0)
+        return (_PHASES.index(replica.phase), work, cached, -replica.created_at, replica.id)
+
     replicas = tuple(replicas)
     live = [r for r in replicas if r.phase is not Phase.DRAINING]
     new = [r for r in live if r.revision == revision]
@@ -44,22 +57,16 @@ def plan(
     # Old replicas that serve nobody protect nothing; those that serve go as fast as availability allows.
     spare = len(ready) - (wanted - max_unavailable if old else wanted)
     leaving = [r for r in old if r.phase is not Phase.READY]
-    serving_old = sorted((r for r in old if r.phase is Phase.READY), key=lambda r: _reluctance(r, load))
+    serving_old = sorted((r for r in old if r.phase is Phase.READY), key=reluctance)
     leaving += serving_old[: max(0, min(spare, len(serving_old)))]
     surplus = len(new) - wanted
     if surplus > 0:
-        leaving += sorted(new, key=lambda r: _reluctance(r, load))[:surplus]
+        leaving += sorted(new, key=reluctance)[:surplus]
     return Plan(
         start=start,
         drain=tuple(r.id for r in leaving if r.phase is Phase.READY),
         stop=tuple(r.id for r in leaving if r.phase is not Phase.READY),
     )
-
-
-def _reluctance(replica: Replica, load: Mapping[str, float]) -> tuple[int, float, float, str]:
-    """Sorts the best victim first: one that serves nobody, then least work in flight, then youngest."""
-    order = (Phase.FAILED, Phase.STARTING, Phase.READY, Phase.DRAINING)
-    return (order.index(replica.phase), load.get(replica.id, 0.0), -replica.created_at, replica.id)
 
 
 def _free_ids(name: str, revision: str, taken: set[str], count: int) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from capstan_operator.decide.judgement import Judge
 from capstan_operator.decide.observation import (
     ClassCounters,
     EngineMetrics,
+    Gateway,
     GatewayMetrics,
     Observation,
     Phase,
@@ -93,11 +94,15 @@ class Signals(Value):
     window_s: float
     """How much of the window has been seen."""
     gateway_seen: bool
+    """A gateway was read and believed in this very look."""
     complete: bool
-    """Gateway and every ready replica were read and believed in this very look."""
+    """Every ready gateway and replica was read and believed in this very look."""
     blind: tuple[str, ...] = ()
-    """Ready replicas, and `gateway`, that have told nothing for longer than is tolerated."""
+    """Ready replicas and gateways that have told nothing for longer than is tolerated."""
     faults: tuple[str, ...] = ()
+    """What could not be read or was not believed, one clause each."""
+    rejected: tuple[str, ...] = ()
+    """Those of them that were read and not believed."""
     classes: dict[str, ClassSignals] = Field(default_factory=dict)
     arrivals_per_s: float | None = None
     output_tokens_per_s: float | None = None
@@ -120,6 +125,8 @@ class Signals(Value):
     """Mean step time as a decoding sequence sees it, over the window."""
     load: dict[str, float] = Field(default_factory=dict)
     """Requests on each replica."""
+    cache_value: dict[str, float] = Field(default_factory=dict)
+    """Prompt tokens that each replica's prefix cache has lately saved."""
 
     @property
     def queue(self) -> float:
@@ -156,25 +163,30 @@ def read(
     """Judge one observation and set it against the window of the earlier ones."""
     objectives = tuple(objectives)
     judge = Judge(observation, now, max_age_s)
-    gateway, engines = judge.gateway({o.name for o in objectives}), judge.engines()
-    delta = judge.deltas(gateway, window.gateway)
+    gateways, engines = judge.gateways({o.name for o in objectives}), judge.engines()
+    delta = judge.deltas(gateways, window.gateways)
     tracks, progress, samples = _followed(observation.replicas, engines, window.tracks)
     for counted in delta.values():
         lengths = lengths.learn(counted, progress.cached_share)
 
-    slots = window.slots
-    if gateway is not None and window.gateway is not None and gateway.at > window.gateway.at:
-        new = Slot(start=window.gateway.at, end=gateway.at, classes=delta, progress=progress)
+    slots, before = window.slots, window.looked_at
+    looked_at = max((metrics.at for metrics in gateways.values()), default=before)
+    if before is not None and looked_at is not None and looked_at > before:
+        new = Slot(start=before, end=looked_at, classes=delta, progress=progress)
         slots = appended(slots, new, span_s, now)
+    existing = {gateway.id for gateway in observation.gateways}
     window = Window(
         since=now if window.since is None else window.since,
-        gateway=gateway or window.gateway,
+        gateways={key: told for key, told in {**window.gateways, **gateways}.items() if key in existing},
+        met={gateway.id: window.met.get(gateway.id, now) for gateway in observation.ready_gateways},
+        looked_at=looked_at,
         slots=slots,
         tracks=tracks,
     )
     blind = _blind(observation, window, now, max_age_s)
-    signals = _signals(observation, window, gateway, engines, delta, blind, objectives)
-    signals = signals.model_copy(update={"faults": tuple(judge.faults)})
+    signals = _signals(observation, window, gateways, engines, delta, blind, objectives)
+    faults = (*observation.faults, *judge.faults)
+    signals = signals.model_copy(update={"faults": faults, "rejected": tuple(judge.faults)})
     return Reading(signals=signals, window=window, lengths=lengths, delta=delta, samples=samples)
 
 
@@ -217,25 +229,44 @@ def _blind(observation: Observation, window: Window, now: float, max_age_s: floa
         last_word = max(since, track.advanced_at if track else 0.0, replica.ready_at or replica.created_at)
         if now - last_word > max_age_s:
             blind.append(replica.id)
-    gateway_word = window.gateway.at if window.gateway is not None else since
-    if observation.gateway is not None and now - gateway_word > max_age_s:
-        blind.append("gateway")
+    reporting = _reporting_gateways(observation, window)
+    for gateway in reporting:
+        told = window.gateways.get(gateway.id)
+        last_word = max(since, told.at if told else 0.0, window.met.get(gateway.id, 0.0))
+        if now - last_word > max_age_s:
+            blind.append(gateway.id)
+    if observation.gateways and not reporting and now - max(since, window.looked_at or 0.0) > max_age_s:
+        blind.append("every gateway")
     return tuple(blind)
+
+
+def _reporting_gateways(observation: Observation, window: Window) -> tuple[Gateway, ...]:
+    """Gateways that ought to report: the ready ones, and those that did and then fell silent without leaving."""
+    return tuple(
+        gateway
+        for gateway in observation.gateways
+        if gateway.phase is Phase.READY or (gateway.id in window.gateways and gateway.phase is not Phase.DRAINING)
+    )
 
 
 def _signals(
     observation: Observation,
     window: Window,
-    gateway: GatewayMetrics | None,
+    gateways: Mapping[str, GatewayMetrics],
     engines: Mapping[str, EngineMetrics],
     delta: Mapping[str, ClassCounters],
     blind: tuple[str, ...],
     objectives: Iterable[Objectives],
 ) -> Signals:
     reporting = _reporting(observation, window)
-    complete = gateway is not None and not blind and all(replica.id in engines for replica in reporting)
-    in_flight = gateway.in_flight if gateway is not None else {}
-    held = gateway.held if gateway is not None else 0.0
+    doors = _reporting_gateways(observation, window)
+    complete = bool(gateways) and not blind and all(replica.id in engines for replica in reporting)
+    complete = complete and all(gateway.id in gateways for gateway in doors)
+    in_flight: dict[str, float] = {}
+    for metrics in gateways.values():
+        for key, requests in metrics.in_flight.items():
+            in_flight[key] = in_flight.get(key, 0.0) + requests
+    held = sum(metrics.held for metrics in gateways.values())
     served = [engines[replica.id] for replica in observation.replicas if replica.id in engines]
     waiting, running = sum(m.waiting for m in served), sum(m.running for m in served)
     arrived = any(counted.arrived > 0 for counted in delta.values())
@@ -244,7 +275,7 @@ def _signals(
     classes = {o.name: _class_signals(o, total, seen_s) for o in objectives}
     return Signals(
         window_s=seen_s,
-        gateway_seen=gateway is not None,
+        gateway_seen=bool(gateways),
         complete=complete,
         blind=blind,
         classes=classes,
@@ -262,6 +293,7 @@ def _signals(
         context_tokens=peak.context,
         inter_token_s=work.inter_token_s,
         load={replica.id: _load(replica.id, in_flight, engines) for replica in observation.replicas},
+        cache_value={key: track.recent_hits for key, track in window.tracks.items() if track.recent_hits >= 1},
     )
 
 

@@ -6,3 +6,8 @@ from datetime import UTC, datetime
 def rfc3339(moment: float) -> str:
     """Epoch seconds as UTC to the second, such as 2026-01-31T12:00:00Z."""
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def epoch_s(timestamp: str) -> float:
+    """The inverse of `rfc3339`. Raises `ValueError` for what is not a moment."""
+    return datetime.fromisoformat(timestamp).timestamp()

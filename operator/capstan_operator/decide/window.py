@@ -19,6 +19,7 @@ from capstan_operator.decide.observation import (
 from capstan_operator.decide.values import Value
 
 _NUM_SLOTS = 8
+_HITS_HALF_LIFE_S = 60.0
 
 
 class Work(Value):
@@ -127,6 +128,8 @@ class Track(Value):
     busy_seconds: float = 0
     prefix_queries: float = 0
     prefix_hits: float = 0
+    recent_hits: float = 0
+    """Prompt tokens found in the prefix cache, forgotten by half every `_HITS_HALF_LIFE_S`."""
 
     def is_of(self, replica: Replica) -> bool:
         """Whether it is the same process: another one under the same id counts from zero."""
@@ -138,6 +141,10 @@ class Track(Value):
     ) -> tuple["Track", tuple[StepSample, ...]]:
         """The track after one more look, and the step samples that it has not seen before."""
         stands_still = before is not None and metrics.heartbeat == before.heartbeat
+        recent_hits = 0.0
+        if before is not None and metrics.at >= before.at:
+            kept = 0.5 ** ((metrics.at - before.at) / _HITS_HALF_LIFE_S)
+            recent_hits = before.recent_hits * kept + max(0.0, metrics.prefix_hits - before.prefix_hits)
         last_step = before.last_step if before is not None else 0
         fresh = tuple(s for s in metrics.samples if believable(*s) and s.number > last_step)
         track = cls(
@@ -150,6 +157,7 @@ class Track(Value):
             busy_seconds=metrics.busy_seconds,
             prefix_queries=metrics.prefix_queries,
             prefix_hits=metrics.prefix_hits,
+            recent_hits=recent_hits,
         )
         return track, fresh
 
@@ -177,7 +185,12 @@ class Window(Value):
 
     since: float | None = None
     """When this window began to look: silence from before then is nobody's fault."""
-    gateway: GatewayMetrics | None = None
+    gateways: dict[str, GatewayMetrics] = Field(default_factory=dict)
+    """What each gateway that exists last told."""
+    met: dict[str, float] = Field(default_factory=dict)
+    """When each gateway that exists was first seen ready: silence from before then is nobody's fault either."""
+    looked_at: float | None = None
+    """The moment that the newest of all looks at gateways tells of."""
     slots: tuple[Slot, ...] = ()
     tracks: dict[str, Track] = Field(default_factory=dict)
 

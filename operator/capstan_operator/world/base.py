@@ -3,7 +3,7 @@
 A world starts and ends processes and knows where they listen; it decides nothing, and it does not speak to them about
 limits or routes: that is the same everywhere and done by `observe` and `apply`. Every method that changes something may
 be called again with the same arguments without harm, returns without waiting for the outcome (which the next look at
-the world shows), and raises `WorldError` when it cannot even begin.
+the world shows), and raises `WorldError` when it cannot even begin. `Gone` ends the loop: the resource was deleted.
 """
 
 import asyncio
@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Protocol
 
 from capstan_api.engine_args import EngineArgs, GatewayArgs
-from capstan_api.status import InferenceDeploymentStatus
+from capstan_api.status import DecisionStatus, InferenceDeploymentStatus
+from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide.observation import Phase
 
 
 @dataclass(frozen=True)
 class ReplicaFacts:
-    """One engine as the world knows it. Times are epoch seconds; the addresses are None until it listens."""
+    """One engine as the world knows it. Times are epoch seconds; the addresses are None until it listens.
+
+    `message` says why it is pending or has failed, in the engine's own last words where there are any. An engine that
+    refuses its configuration for good begins them with `infeasible:`, a fetcher that cannot get a model with `source:`.
+    """
 
     id: str
     revision: str
@@ -34,8 +39,9 @@ class ReplicaFacts:
 
 @dataclass(frozen=True)
 class GatewayFacts:
-    """The gateway as the world knows it."""
+    """One gateway as the world knows it. `id` tells it from the others and from itself before a restart."""
 
+    id: str
     revision: str
     phase: Phase
     restarts: int = 0
@@ -55,17 +61,31 @@ class World(Protocol):
     def wake(self) -> asyncio.Event:
         """Set when a process changed its phase, so that the loop need not wait for its timer."""
 
+    @property
+    def endpoint(self) -> str | None:
+        """Where clients reach the gateways; None until that is known."""
+
     def model_directory(self, uri: str) -> Path:
-        """Where the checkpoint of `spec.model.source.uri` lies. Raises `ModelNotFound` with the remedy."""
+        """Where an engine finds the checkpoint of `spec.model.source.uri`. Raises `ModelNotFound` with the remedy."""
 
     async def replicas(self) -> Sequence[ReplicaFacts]:
         """All replicas that exist, leaving ones included."""
 
-    async def gateway(self) -> GatewayFacts | None:
-        """The gateway, None when there is none."""
+    async def gateways(self) -> Sequence[GatewayFacts]:
+        """All gateways that exist, leaving ones included."""
+
+    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+        """Have what stands around the processes, as `deployment` says. Called in every turn before its actions.
+
+        Whatever was kept for a revision that is not among `revisions` and that no replica has may go.
+        """
 
     async def start_replica(self, replica_id: str, revision: str, args: EngineArgs, cpu_millicores: int) -> None:
-        """Have a replica of this id. The world fills in host, ports, processors and the step log's place."""
+        """Have a replica of this id. The world fills in host, ports, processors and the step log's place.
+
+        The rest of what a replica is made of (memory, scheduling, source) comes from the deployment that was given to
+        `prepare`, or, for a revision that ran before, from what the world kept of it.
+        """
 
     async def drain_replica(self, replica_id: str, timeout_s: float) -> None:
         """Let it finish what it accepted, then end it; end it anyway after the timeout."""
@@ -74,11 +94,14 @@ class World(Protocol):
         """End it now."""
 
     async def ensure_gateway(self, revision: str, args: GatewayArgs) -> None:
-        """Have a gateway of this revision at the endpoint that clients know.
+        """Have gateways of this revision at the endpoint that clients know.
 
         One that runs takes the arguments over while it serves, and has the revision once it has accepted them; one
         that cannot be told yet keeps its old revision, and is told when this is asked for again.
         """
+
+    async def announce(self, decision: DecisionStatus) -> None:
+        """Tell people of a moment at which something changed. May be lost."""
 
     async def write_status(self, status: InferenceDeploymentStatus) -> None:
         """Publish the status."""

@@ -20,6 +20,7 @@ from capstan_engine.errors import (
     CapstanEngineError,
     ConfigurationError,
     EngineDead,
+    Infeasible,
     ModelError,
     QueueFull,
     RequestError,
@@ -30,6 +31,7 @@ from capstan_engine.messages import (
     Abort,
     CoreState,
     Fatal,
+    Loading,
     Output,
     Ready,
     Refused,
@@ -48,7 +50,7 @@ SHUTDOWN_TIMEOUT_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
-_START_UP_ERRORS: Final = {e.__name__: e for e in (ModelError, UnsupportedModel, ConfigurationError)}
+_START_UP_ERRORS: Final = {e.__name__: e for e in (ModelError, UnsupportedModel, ConfigurationError, Infeasible)}
 _BEFORE_START: Final = CoreState(
     time=0.0,
     heartbeat=0,
@@ -72,6 +74,7 @@ class CoreClient(ABC):
 
     def __init__(self) -> None:
         self.on_update: list[Callable[[Update], None]] = []
+        self.on_loading: list[Callable[[Loading], None]] = []
         self.state = _BEFORE_START
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
@@ -213,6 +216,9 @@ class CoreClient(ABC):
                 self._take_update(message)
             case Refused():
                 self._fail(message.request_id, _refusal(message))
+            case Loading():
+                for take in self.on_loading:
+                    take(message)
             case Ready():
                 self.state = message.state
                 self._become_ready(message)

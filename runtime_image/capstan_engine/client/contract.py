@@ -5,7 +5,7 @@ from typing import Protocol
 
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import EngineDead
-from capstan_engine.messages import CoreState, Output, Ready, Submit, Update
+from capstan_engine.messages import CoreState, Loading, Output, Ready, Submit, Update
 
 
 class EngineClient(Protocol):
@@ -13,6 +13,9 @@ class EngineClient(Protocol):
 
     on_update: list[Callable[[Update], None]]
     """Called with every update of the core, in order, before its outputs reach their streams."""
+
+    on_loading: list[Callable[[Loading], None]]
+    """Called at every step of the core's start-up."""
 
     @property
     def state(self) -> CoreState: ...

@@ -3,7 +3,8 @@
 Knows nothing of requests or sampling: flat tokens in, hidden states out, keys and values into a paged cache.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -79,13 +80,24 @@ def load_decoder(
     dtype: torch.dtype,
     num_positions: int,
     device: str = "cpu",
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Decoder:
-    """Read and check the whole checkpoint. Raises `ModelError` naming missing, unknown or misshapen tensors."""
+    """Read and check the whole checkpoint. Raises `ModelError` naming missing, unknown or misshapen tensors.
+
+    `progress` is called after each tensor with the bytes that are done and those of all.
+    """
     checkpoint = Checkpoint(model_dir)
-    checkpoint.check(_expected(spec, quantization), lambda name: _is_leftover(name, spec))
+    expected = tensors(spec, quantization)
+    checkpoint.check(expected, lambda name: _is_leftover(name, spec))
+    total = sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize
+    done = 0
 
     def read(name: str) -> torch.Tensor:
-        return checkpoint.read(name, dtype, device)
+        nonlocal done
+        tensor = checkpoint.read(name, dtype, device)
+        done += tensor.nbytes
+        progress(done, total)
+        return tensor
 
     def linear(*specs: LinearSpec) -> Linear:
         return quantization.load(read, specs, kernels)
@@ -145,7 +157,8 @@ def _head(spec: ModelSpec) -> LinearSpec:
     return LinearSpec(_HEAD, spec.vocab_size, spec.hidden_size)
 
 
-def _expected(spec: ModelSpec, quantization: Format) -> dict[str, tuple[int, ...]]:
+def tensors(spec: ModelSpec, quantization: Format) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors that a checkpoint of this model has."""
     shapes: dict[str, tuple[int, ...]] = {
         _EMBEDDING: (spec.vocab_size, spec.hidden_size),
         _NORM: (spec.hidden_size,),

@@ -4,7 +4,7 @@ Keeps nothing about requests between steps: all it remembers is in the KV cache.
 is reported alone; the others cannot tell that it was there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -66,13 +66,16 @@ class Runner:
         sampled, errors = self._sample(batch, hidden)
         return StepResult(sampled, self._prompt_logprobs(batch, hidden), errors)
 
-    def warm_up(self) -> None:
+    def warm_up(self, progress: Callable[[], None] = lambda: None) -> None:
         """Run the smaller batch sizes once: the first step of each size generates code for its shapes.
+
+        `progress` is called before each.
 
         Writes to the first blocks of the cache, so it must come before any request holds them.
         """
         sizes = sorted({self._kernels.round_up(num) for num in range(1, _WARM_UP_TOKENS + 1)})
         for num in sizes:
+            progress()
             self.execute(StepPlan(tuple(self._dummy(f"{i}", 1) for i in range(num))))
             if num <= self._decoder.num_positions:
                 self.execute(StepPlan((self._dummy("0", num),)))

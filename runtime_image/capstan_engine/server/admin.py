@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from capstan_api import names
 from capstan_api.limits import LimitsPatch, LimitsState
-from capstan_engine.server.app import answer_errors, read_body
+from capstan_engine.server.app import alive, answer_errors, read_body
 from capstan_engine.server.door import Door
 from capstan_engine.server.errors import ApiError
 from capstan_engine.server.front_end import FrontEnd
@@ -55,6 +55,7 @@ def create_admin_app(front: FrontEnd, *, token: str | None) -> ASGIApp:
             Route("/admin/limits", admin.limits, methods=["GET"]),
             Route("/admin/limits", admin.patch_limits, methods=["PATCH"]),
             Route("/admin/drain", admin.drain, methods=["POST"]),
+            Route("/admin/startup", admin.startup),
             Route("/admin/state", admin.state),
             Route("/admin/steps", admin.steps),
         ]
@@ -69,7 +70,7 @@ class _Admin:
         self._front = front
 
     async def livez(self, _: Request) -> Response:
-        return JSONResponse({"status": "alive"})
+        return alive(self._front)
 
     async def readyz(self, _: Request) -> Response:
         self._front.lifecycle.check()
@@ -95,6 +96,9 @@ class _Admin:
         lifecycle = self._front.lifecycle
         lifecycle.drain(body.timeout_seconds)
         return JSONResponse({"draining": lifecycle.phase is Phase.DRAINING, "open_requests": lifecycle.num_open})
+
+    async def startup(self, _: Request) -> Response:
+        return Response(self._front.startup().model_dump_json(), media_type="application/json")
 
     async def state(self, _: Request) -> Response:
         return JSONResponse(self._front.state())

@@ -34,7 +34,7 @@ from capstan_engine.server.requests import (
 )
 
 MAX_BODY_BYTES: Final = 8 << 20
-OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/health", "/ready", "/metrics"})
+OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/startupz", "/health", "/ready", "/metrics"})
 
 B = TypeVar("B", bound=Body)
 
@@ -73,6 +73,14 @@ def create_app(front: FrontEnd, *, api_key: str | None = None) -> ASGIApp:
     _describe(app)
     answer_errors(app)
     return Door(app, token=api_key, open_paths=OPEN_PATHS)
+
+
+def alive(front: FrontEnd) -> Response:
+    """The answer of both ports' /livez. Raises `ApiError` 503 when only a restart can help."""
+    reason = front.stuck()
+    if reason is not None:
+        raise ApiError(503, reason, code="stuck", retry_after=5)
+    return JSONResponse({"status": "alive"})
 
 
 def answer_errors(app: Any) -> None:
@@ -116,10 +124,17 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 
 
 def _add_probes(app: FastAPI, front: FrontEnd) -> None:
-    @app.get("/livez", tags=["probes"], summary="This process runs")
+    @app.get("/livez", tags=["probes"], summary="No restart is needed", responses=_errors(503))
     @app.head("/livez", include_in_schema=False)
     async def livez() -> Response:
-        return JSONResponse({"status": "alive"})
+        return alive(front)
+
+    @app.get("/startupz", tags=["probes"], summary="The model is loaded", responses=_errors(503))
+    @app.head("/startupz", include_in_schema=False)
+    async def startupz() -> Response:
+        if front.lifecycle.phase is Phase.LOADING:
+            raise ApiError(503, f"{front.startup().message}.", code="loading", retry_after=5)
+        return JSONResponse({"status": "started"})
 
     @app.get("/health", tags=["probes"], summary="The engine's loop turns", responses=_errors(503))
     @app.head("/health", include_in_schema=False)

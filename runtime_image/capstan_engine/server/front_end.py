@@ -14,9 +14,10 @@ from typing import Any, Final
 import msgspec
 
 from capstan_api.engine_args import EngineArgs, MetricsCompatibility
+from capstan_api.startup import StartupPhase, StartupReport
 from capstan_engine.client import EngineClient
 from capstan_engine.errors import EngineDead, RequestError
-from capstan_engine.messages import CoreState
+from capstan_engine.messages import CoreState, Loading
 from capstan_engine.server.call import ModelNames
 from capstan_engine.server.errors import ApiError
 from capstan_engine.server.lifecycle import Lifecycle, Phase
@@ -28,7 +29,11 @@ from capstan_engine.server.step_log import StepRing
 from capstan_engine.text import Tokenizer
 
 HEARTBEAT_LIMIT_S: Final = 5.0
-"""A core that has said nothing for so long is stuck."""
+"""A core that has said nothing for so long is not healthy: clients should go elsewhere."""
+STUCK_LIMIT_S: Final = 30.0
+"""A core that has said nothing for so long will not come back: no step takes so long, and only a restart helps."""
+LOADING_LIMIT_S: Final = 180.0
+"""Loading that has read nothing for so long is stuck: slow storage delivers some tensor in that time."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,11 @@ class FrontEnd:
         self._model: Model | None = None
         self.created = int(time())
         self._started = monotonic()
+        self._loading = Loading(StartupPhase.LOADING)
+        self._phase_since = time()
+        self._last_progress = monotonic()
         client.on_update += [self.metrics.on_update, self.steps.on_update]
+        client.on_loading.append(self._on_loading)
 
     @property
     def model(self) -> Model:
@@ -83,7 +92,14 @@ class FrontEnd:
         self._model = Model(tokenizer, facts, Prompts(tokenizer, facts))
         self.max_model_len = facts.max_model_len
         self.startup_seconds = ready.startup_seconds | {"total": monotonic() - self._started}
+        self._phase_since = time()
         self.lifecycle.loaded()
+
+    async def stalled(self) -> EngineDead:
+        """Wait until loading has made no progress for `LOADING_LIMIT_S`; returns what it had come to."""
+        while (left_s := self._last_progress + LOADING_LIMIT_S - monotonic()) > 0:  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(left_s)
+        return EngineDead(f"start-up has made no progress for {LOADING_LIMIT_S:.0f} s ({self.startup().message})")
 
     async def watch(self) -> EngineDead:
         """Wait for the core's end and tell the lifecycle."""
@@ -99,6 +115,30 @@ class FrontEnd:
         if self._model is not None and silence > HEARTBEAT_LIMIT_S:
             return f"The engine has said nothing for {silence:.1f} s."
         return None
+
+    def stuck(self) -> str | None:
+        """Why this process must be started again; None when it need not be.
+
+        A dead engine is no reason: the process ends itself, after its last words.
+        """
+        silence = self.client.last_heartbeat_age_s
+        if self.lifecycle.phase in (Phase.READY, Phase.DRAINING) and silence > STUCK_LIMIT_S:
+            return f"The engine is stuck: it has said nothing for {silence:.0f} s."
+        return None
+
+    def startup(self) -> StartupReport:
+        """How far start-up has come."""
+        if self._model is not None:
+            return StartupReport(phase=StartupPhase.READY, message="It serves.", since=self._phase_since)
+        done, total = self._loading.done_bytes, self._loading.total_bytes
+        amount = f": {done / 1e9:.1f} of {total / 1e9:.1f} GB" if total else ""
+        return StartupReport(
+            phase=StartupPhase(self._loading.phase),
+            done_bytes=done,
+            total_bytes=total,
+            message=f"{self._loading.phase}{amount}",
+            since=self._phase_since,
+        )
 
     @contextmanager
     def counting_refusals(self) -> Iterator[None]:
@@ -128,6 +168,12 @@ class FrontEnd:
             "max_model_len": self.max_model_len,
             "now": monotonic(),
         }
+
+    def _on_loading(self, loading: Loading) -> None:
+        if loading.phase != self._loading.phase:
+            self._phase_since = time()
+        self._loading = loading
+        self._last_progress = monotonic()
 
     def _core_state(self) -> CoreState | None:
         return None if self._model is None else self.client.state

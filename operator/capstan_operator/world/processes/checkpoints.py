@@ -14,6 +14,8 @@ _SOURCE_TREE: Final = Path(__file__).resolve().parents[4] / "runtime_image" / "m
 
 def checkpoint_directory(uri: str) -> Path:
     """The directory behind `bundled://NAME` or `file:///DIRECTORY`. Raises `ModelNotFound` with the remedy."""
+    if not uri.startswith(("bundled://", "file://")):
+        raise ModelNotFound(f"{uri} needs a cluster; here, fetch the model first and name its directory as file://")
     if uri.startswith("bundled://"):
         shelf = Path(os.environ.get(ENV_MODELS) or _SOURCE_TREE)
         directory = shelf / uri.removeprefix("bundled://")

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from capstan_api import names
 from capstan_api.engine_args import EngineArgs, GatewayArgs
-from capstan_api.status import InferenceDeploymentStatus
+from capstan_api.status import DecisionStatus, InferenceDeploymentStatus
+from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide.observation import Phase
 from capstan_operator.errors import AdminError, WorldError
@@ -90,14 +91,15 @@ class ProcessesWorld:
             for replica_id, (revision, child) in self._replicas.items()
         ]
 
-    async def gateway(self) -> GatewayFacts | None:
+    async def gateways(self) -> Sequence[GatewayFacts]:
         if self._gateway is None:
-            return None
+            return ()
         revision, child = self._gateway
         if child.gone.is_set():
             self._gateway = None
-            return None
-        return GatewayFacts(
+            return ()
+        facts = GatewayFacts(
+            id=_GATEWAY,
             revision=revision,
             phase=child.phase,
             restarts=child.restarts,
@@ -105,6 +107,14 @@ class ProcessesWorld:
             admin_url=child.admin_url,
             message=child.message,
         )
+        return (facts,)
+
+    @property
+    def endpoint(self) -> str | None:
+        return f"http://127.0.0.1:{self._gateway_port}" if self._gateway is not None else None
+
+    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+        """Nothing stands around processes."""
 
     async def start_replica(self, replica_id: str, revision: str, args: EngineArgs, cpu_millicores: int) -> None:
         if replica_id in self._replicas:
@@ -163,6 +173,9 @@ class ProcessesWorld:
         if answer.status != 200:
             said = answer.body[:200].decode(errors="replace")
             raise WorldError(f"the gateway refuses its configuration with {answer.status}: {said}")
+
+    async def announce(self, decision: DecisionStatus) -> None:
+        """Who watches this world sees its decisions as they are made."""
 
     async def write_status(self, status: InferenceDeploymentStatus) -> None:
         path = self._run_dir / "status.json"

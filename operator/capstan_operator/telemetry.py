@@ -1,0 +1,180 @@
+"""The operator's own series, built from the catalogue.
+
+Counters and histograms of the process are kept here. What concerns one InferenceDeployment is kept as what its newest
+turn said, and turned into series when somebody scrapes: so it is of one moment, and all of it ends with the object or
+with the leadership.
+"""
+
+import threading
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from capstan_api.metrics import Metric as Declared
+from capstan_api.metrics import Operator as Catalogue
+from capstan_api.status import ConditionStatus, DecisionAction, InferenceDeploymentStatus
+from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.decide.times import epoch_s
+from capstan_operator.reconcile import Turn
+from capstan_operator.world.kubernetes.api import Call
+from capstan_operator.world.kubernetes.store import Key
+
+_MOMENTS: Final = (DecisionAction.SCALE_UP, DecisionAction.SCALE_DOWN, DecisionAction.ROLL)
+_LONGEST_MESSAGE: Final = 200
+Sample = tuple[Declared, tuple[str, ...], float]
+
+
+@dataclass
+class _Subject:
+    """What is known of one resource."""
+
+    deployment: InferenceDeployment
+    status: InferenceDeploymentStatus
+    decisions: Tally[tuple[str, str]] = field(default_factory=Tally)
+
+
+class Telemetry(Collector):
+    """All series of one operator, in a registry of their own. `ages` are those of the watches, by resource."""
+
+    def __init__(self, *, ages: Callable[[], Mapping[str, float]], is_leader: Callable[[], bool]) -> None:
+        self._registry = CollectorRegistry()
+        self._turn_seconds = Histogram(
+            Catalogue.RECONCILE_SECONDS.name,
+            Catalogue.RECONCILE_SECONDS.help,
+            registry=self._registry,
+            buckets=Catalogue.RECONCILE_SECONDS.bounds(),
+        )
+        self._turns = self._counter(Catalogue.TURNS)
+        self._requests = self._counter(Catalogue.API_REQUESTS)
+        self._request_seconds = Histogram(
+            Catalogue.API_SECONDS.name,
+            Catalogue.API_SECONDS.help,
+            Catalogue.API_SECONDS.labels,
+            registry=self._registry,
+            buckets=Catalogue.API_SECONDS.bounds(),
+        )
+        self._interval = Gauge(Catalogue.TURN_INTERVAL.name, Catalogue.TURN_INTERVAL.help, registry=self._registry)
+        self._ages = ages
+        self._is_leader = is_leader
+        self._num_objects = 0
+        self._subjects: dict[Key, _Subject] = {}
+        self._lock = threading.Lock()
+        for outcome in ("ok", "error"):
+            self._turns.labels(outcome)
+        self._registry.register(self)
+
+    def turned(self, key: Key, turn: Turn) -> None:
+        """A loop has made a turn."""
+        self._turns.labels("error" if turn.error else "ok").inc()
+        self._turn_seconds.observe(turn.seconds)
+        if turn.status is None:
+            return
+        with self._lock:
+            subject = self._subjects.setdefault(key, _Subject(turn.deployment, turn.status))
+            subject.deployment, subject.status = turn.deployment, turn.status
+            if turn.decision is not None:
+                for said in turn.decision.changes or (turn.decision.said,):
+                    subject.decisions[said.action.value, said.reason] += 1
+
+    def gone(self, key: Key) -> None:
+        """This operator no longer looks after the resource."""
+        with self._lock:
+            self._subjects.pop(key, None)
+
+    def called(self, call: Call) -> None:
+        """A request to the API server is over."""
+        self._requests.labels(call.verb, call.resource, str(call.code or "error")).inc()
+        self._request_seconds.labels(call.verb).observe(call.seconds)
+
+    def paced(self, interval_s: float, num_objects: int) -> None:
+        """How often loops turn now, and how many resources are known."""
+        self._interval.set(interval_s)
+        self._num_objects = num_objects
+
+    def page(self) -> bytes:
+        """The text of /metrics."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            subjects = dict(self._subjects)
+            samples = [sample for key, subject in subjects.items() for sample in _samples(key, subject)]
+        samples += [(Catalogue.WATCH_AGE, (resource,), age) for resource, age in self._ages().items()]
+        samples.append((Catalogue.OBJECTS, (), float(self._num_objects)))
+        samples.append((Catalogue.IS_LEADER, (), float(self._is_leader())))
+        return iter(_families(samples))
+
+    def _counter(self, declared: Declared) -> Counter:
+        return Counter(declared.name, declared.help, declared.labels, registry=self._registry)
+
+
+def _families(samples: Iterable[Sample]) -> list[Metric]:
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for declared, labels, value in samples:
+        if declared.name not in families:
+            is_counter = declared.kind == "counter"
+            made = (CounterMetricFamily if is_counter else GaugeMetricFamily)(
+                declared.name, declared.help, labels=declared.labels
+            )
+            families[declared.name] = made
+        families[declared.name].add_metric(list(labels), value)
+    return list(families.values())
+
+
+def _samples(key: Key, subject: _Subject) -> Iterator[Sample]:
+    """Everything that is exposed of one resource."""
+    status, spec, who = subject.status, subject.deployment.spec, (key.namespace, key.name)
+    yield Catalogue.DESIRED_REPLICAS, who, status.desired_replicas
+    yield Catalogue.READY_REPLICAS, who, status.ready_replicas
+    for phase, count in (
+        ("pending", status.pending_replicas),
+        ("starting", status.starting_replicas),
+        ("draining", status.draining_replicas),
+    ):
+        yield Catalogue.UNREADY_REPLICAS, (*who, phase), count
+    if (limits := status.effective_batch_limits) is not None:
+        yield Catalogue.LIMIT, (*who, "max_sequences"), limits.max_sequences
+        yield Catalogue.LIMIT, (*who, "max_batched_tokens"), limits.max_batched_tokens
+    batching = spec.engine.batching
+    for limit, bound, value in (
+        ("max_sequences", "min", batching.min_sequences),
+        ("max_sequences", "max", batching.max_sequences),
+        ("max_batched_tokens", "min", batching.min_batched_tokens),
+        ("max_batched_tokens", "max", batching.max_batched_tokens),
+    ):
+        yield Catalogue.LIMIT_BOUND, (*who, limit, bound), value
+    for declared in spec.slos:
+        yield Catalogue.OBJECTIVE, (*who, declared.name), float(declared.objective_percent) / 100
+    for result in status.slos:
+        if result.attainment_percent is not None:
+            yield Catalogue.ATTAINMENT, (*who, result.name), float(result.attainment_percent) / 100
+        if result.error_budget_remaining_percent is not None:
+            yield Catalogue.BUDGET, (*who, result.name), float(result.error_budget_remaining_percent) / 100
+    for condition in status.conditions:
+        for truth in ConditionStatus:
+            yield Catalogue.CONDITION, (*who, condition.type.value, truth.value), float(condition.status is truth)
+    yield from _told(status, who)
+    for name, p50, p90 in (
+        ("Total", status.startup.p50_seconds, status.startup.p90_seconds),
+        *((phase.name, phase.p50_seconds, phase.p90_seconds) for phase in status.startup.phases),
+    ):
+        if p50 is not None and p90 is not None:
+            yield Catalogue.STARTUP_SECONDS, (*who, name, "0.5"), p50
+            yield Catalogue.STARTUP_SECONDS, (*who, name, "0.9"), p90
+    yield Catalogue.REPLICA_HOURS, who, float(status.usage.replica_hours)
+    for (action, reason), count in subject.decisions.items():
+        yield Catalogue.DECISIONS, (*who, action, reason), count
+
+
+def _told(status: InferenceDeploymentStatus, who: tuple[str, ...]) -> Iterator[Sample]:
+    """The newest decision of each kind that is rare enough for labels."""
+    for action in _MOMENTS:
+        said = next((said for said in status.decision_history if said.action is action), None)
+        if said is not None:
+            labels = (*who, said.action.value, said.reason, said.message[:_LONGEST_MESSAGE])
+            yield Catalogue.DECISION_INFO, labels, epoch_s(said.time)

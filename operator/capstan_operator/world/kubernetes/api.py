@@ -1,0 +1,280 @@
+"""The API server, as far as the operator needs it: six verbs on plain manifests, bounded in time and number.
+
+Carries no models of objects and never tries again by itself: a control loop is the retry. The official client is only
+the transport, because it knows kubeconfigs, certificates and tokens that are renewed while we run.
+
+The surprising idea: a request that `access.ACCESS` does not list is never sent, so the roles of the chart cannot fall
+behind the code, and a write is only sent after the fence has said that this operator is still the one that acts.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from capstan_operator.errors import (
+    ApiConflict,
+    ApiError,
+    ApiForbidden,
+    ApiInvalid,
+    ApiNotFound,
+    ApiUnavailable,
+    WorldError,
+)
+from capstan_operator.world.kubernetes.access import Resource, Verb, allowed
+
+Manifest = Mapping[str, Any]
+"""An object as it travels: decoded JSON. What an API server answered is never changed in place."""
+
+FIELD_MANAGER: Final = "capstan-operator"
+_METHODS: Final = {
+    Verb.GET: "GET",
+    Verb.LIST: "GET",
+    Verb.CREATE: "POST",
+    Verb.UPDATE: "PUT",
+    Verb.PATCH: "PATCH",
+    Verb.DELETE: "DELETE",
+}
+_READS: Final = frozenset({Verb.GET, Verb.LIST, Verb.WATCH})
+_METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_REFUSALS: Final[Mapping[int, type[ApiError]]] = {
+    401: ApiForbidden,
+    403: ApiForbidden,
+    404: ApiNotFound,
+    409: ApiConflict,
+}
+_LONGEST_PAUSE_S: Final = 60.0
+_LONGEST_MESSAGE: Final = 600
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request that was answered or given up; `code` is 0 without an answer."""
+
+    verb: Verb
+    resource: str
+    code: int
+    seconds: float
+
+
+Fence = Callable[[], Awaitable[None]]
+"""Returns when a write may be sent now; raises `NotLeader` otherwise."""
+
+
+async def unfenced() -> None:
+    """The fence of an operator that is alone, and of the lease itself."""
+
+
+class KubernetesApi:
+    """Speaks to one API server. Every method raises `ApiError`; writes raise `NotLeader` too."""
+
+    def __init__(
+        self,
+        client: ApiClient,
+        *,
+        fence: Fence = unfenced,
+        on_call: Callable[[Call], None] = lambda _: None,
+        max_concurrent: int = 20,
+        connect_timeout_s: float = 5.0,
+        request_timeout_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._fence = fence
+        self._on_call = on_call
+        self._slots = asyncio.Semaphore(max_concurrent)
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, connect=connect_timeout_s)
+        self._clock = clock
+        # The API server asked to be left alone until then.
+        self._pause_until = 0.0
+
+    def behind(self, fence: Fence) -> "KubernetesApi":
+        """The same connection with another fence."""
+        other = object.__new__(KubernetesApi)
+        other.__dict__.update(self.__dict__)
+        other._fence = fence
+        return other
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
+        """The object as it is now."""
+        return await self._call(Verb.GET, resource, namespace, name)
+
+    async def list_metadata(self, resource: Resource, namespace: str | None, selector: str) -> list[Manifest]:
+        """Metadata of the objects with these labels, in one namespace or in all; a tenth of the whole."""
+        query = {"labelSelector": selector}
+        answer = await self._call(Verb.LIST, resource, namespace, query=query, accept=_METADATA_ONLY)
+        return [item["metadata"] for item in answer.get("items") or ()]
+
+    async def create(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """A new object. Raises `ApiConflict` when there is one of this name."""
+        namespace = manifest["metadata"]["namespace"]
+        return await self._call(Verb.CREATE, resource, namespace, body=manifest, query={"fieldManager": FIELD_MANAGER})
+
+    async def apply(self, resource: Resource, manifest: Manifest, *, subresource: str = "") -> Manifest:
+        """Server-side apply: these fields become ours and have these values; fields of others stay as they are.
+
+        With `metadata.resourceVersion` in the manifest it raises `ApiConflict` when the object has changed since.
+        """
+        metadata = manifest["metadata"]
+        return await self._call(
+            Verb.PATCH,
+            resource,
+            metadata["namespace"],
+            metadata["name"],
+            subresource=subresource,
+            body=manifest,
+            content_type="application/apply-patch+yaml",
+            query={"fieldManager": FIELD_MANAGER, "force": "true"},
+        )
+
+    async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Put the whole object in place of the one with the same `resourceVersion`, else raise `ApiConflict`."""
+        metadata = manifest["metadata"]
+        return await self._call(Verb.UPDATE, resource, metadata["namespace"], metadata["name"], body=manifest)
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, grace_period_s: int | None = None
+    ) -> None:
+        """Have the object with this uid gone; done already is as good. Another one of the name is left alone."""
+        body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        if grace_period_s is not None:
+            body["gracePeriodSeconds"] = grace_period_s
+        try:
+            await self._call(Verb.DELETE, resource, namespace, name, body=body)
+        except (ApiNotFound, ApiConflict):
+            # Gone, or replaced by another one, which implies gone.
+            return
+
+    async def serves(self, resource: Resource) -> bool:
+        """Whether the API server has this kind: its CustomResourceDefinition may not be installed."""
+        try:
+            answer = await self._exchange("GET", resource.root, "get", "discovery")
+        except ApiNotFound:
+            return False
+        return any(served.get("name") == resource.plural for served in answer.get("resources", ()))
+
+    async def close(self) -> None:
+        await self._client.close()  # type: ignore[no-untyped-call]  # the client leaves it unannotated
+
+    async def _call(
+        self,
+        verb: Verb,
+        resource: Resource,
+        namespace: str | None,
+        name: str = "",
+        *,
+        subresource: str = "",
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        query: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        if not allowed(verb, resource, subresource):
+            raise AssertionError(f"{verb} of {resource.plural}/{subresource} is not in the table of `access`")
+        path = resource.root
+        for part in ("namespaces" if namespace else "", namespace or "", resource.plural, name, subresource):
+            path += f"/{quote(part, safe='')}" if part else ""
+        if query:
+            path += f"?{urlencode(query)}"
+        async with self._slots:
+            if verb not in _READS:
+                # Asked last, when only the sending is left: what it says is true for a short time only.
+                await self._fence()
+            headers = {"Accept": accept, "Content-Type": content_type}
+            return await self._exchange(_METHODS[verb], path, verb, resource.plural, headers, body)
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        verb: str,
+        plural: str,
+        headers: Mapping[str, str] | None = None,
+        body: Manifest | None = None,
+    ) -> Manifest:
+        left_s = self._pause_until - self._clock()
+        if left_s > 0:
+            raise ApiUnavailable(f"the API server asked for a pause of {left_s:.0f} s more", 429, left_s)
+        began, code = self._clock(), 0
+        what = f"{verb} of {path.partition('?')[0]}"
+        try:
+            sent = {"User-Agent": FIELD_MANAGER, **(headers or {"Accept": "application/json"})}
+            await self._client.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)
+            url = self._client.configuration.host + path
+            response = await self._client.rest_client.request(  # type: ignore[no-untyped-call]
+                method, url, headers=sent, body=body, _request_timeout=self._timeout
+            )
+            content = await response.read()
+            code = response.status
+        except TimeoutError:
+            raise ApiUnavailable(f"{what}: no answer within {self._timeout.total:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ApiUnavailable(f"{what}: the API server cannot be reached: {error}") from None
+        finally:
+            self._on_call(Call(Verb(verb), plural, code, self._clock() - began))
+        if code >= 300:
+            raise self._refusal(what, code, content, response.headers)
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            raise ApiUnavailable(f"{what}: the answer is not JSON", code) from None
+        if not isinstance(answer, dict):
+            raise ApiUnavailable(f"{what}: the answer is not an object", code)
+        return answer
+
+    def _refusal(self, what: str, code: int, content: bytes, headers: Mapping[str, str]) -> ApiError:
+        message = f"{what} answers {code}: {_said(content)}"
+        if code in (408, 429) or code >= 500:
+            retry_after_s = _seconds(headers.get("Retry-After"))
+            if retry_after_s is not None:
+                self._pause_until = max(self._pause_until, self._clock() + retry_after_s)
+            return ApiUnavailable(message, code, retry_after_s)
+        return _REFUSALS.get(code, ApiInvalid)(message, code)
+
+
+async def connect(kubeconfig: Path | None = None) -> ApiClient:
+    """A transport with the credentials of `kubeconfig`, of the file in KUBECONFIG, or of the pod that this runs in.
+
+    Never those of a person's default context. Raises `WorldError` with the remedy.
+    """
+    configuration = Configuration()
+    path = kubeconfig or (Path(os.environ["KUBECONFIG"]) if os.environ.get("KUBECONFIG") else None)
+    try:
+        if path is not None:
+            await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=str(path), client_configuration=configuration, persist_config=False
+            )
+        else:
+            kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+    except (kubernetes_config.ConfigException, OSError) as error:
+        where = f"{path} cannot be used" if path else "not in a cluster, and KUBECONFIG is not set"
+        raise WorldError(f"no way to the API server: {where}: {error}") from None
+    # Python 3.13 refuses certificate authorities without a key identifier, which many clusters have.
+    configuration.disable_strict_ssl_verification = True
+    return ApiClient(configuration)
+
+
+def _said(content: bytes) -> str:
+    """The message in a Status object, or the beginning of whatever else came."""
+    try:
+        message = json.loads(content)["message"]
+    except (ValueError, KeyError, TypeError):
+        message = content[:_LONGEST_MESSAGE].decode(errors="replace")
+    return str(message)[:_LONGEST_MESSAGE].strip()
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    try:
+        return min(max(float(retry_after or ""), 0.0), _LONGEST_PAUSE_S)
+    except ValueError:
+        return None

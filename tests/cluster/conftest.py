@@ -1,0 +1,77 @@
+"""The clusters that tests run against: `cluster` for what needs real containers, `control_plane` for what needs none.
+
+Both are started once, by the first test that asks, and ended with the session. A test says what else it needs:
+`@pytest.mark.needs_cluster("services")`, and is skipped, with the reason, where the cluster lacks it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import pytest
+
+from cluster import providers
+from cluster.cluster import Capability, Cluster
+from cluster.embedded import EmbeddedCluster
+from cluster.gobuild import Progress
+
+_C = TypeVar("_C", bound=Cluster)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs_cluster(*capabilities): skipped where the cluster lacks one of them")
+
+
+@pytest.fixture(scope="session")
+def progress(request: pytest.FixtureRequest) -> Progress:
+    """Says a line on the terminal at once, whatever is captured: a first build takes minutes."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    assert capture is not None
+    assert reporter is not None
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(f"cluster: {line}")
+
+    return say
+
+
+@pytest.fixture(scope="session")
+def cluster(progress: Progress) -> Iterator[Cluster]:
+    """A cluster whose pods run, from the first provider that works (see providers.py)."""
+    yield from _until_the_end(lambda: providers.cluster(progress))
+
+
+@pytest.fixture(scope="session")
+def control_plane(progress: Progress) -> Iterator[EmbeddedCluster]:
+    """A real control plane whose nodes are simulated; needs no root."""
+    yield from _until_the_end(lambda: providers.control_plane(progress))
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A fresh namespace of `cluster`."""
+    with cluster.namespace() as name:
+        yield name
+
+
+@pytest.fixture(autouse=True)
+def _needs(request: pytest.FixtureRequest) -> None:
+    marker = request.node.get_closest_marker("needs_cluster")
+    if marker is None:
+        return
+    has = request.getfixturevalue("cluster")
+    if lacking := sorted({Capability(name) for name in marker.args} - has.capabilities):
+        pytest.skip(f"the {has.provider} cluster lacks {', '.join(lacking)}")
+
+
+def _until_the_end(provide: Callable[[], _C]) -> Iterator[_C]:
+    try:
+        provided = provide()
+    except providers.Unavailable as reason:
+        if {providers.PROVIDER_VARIABLE, providers.KUBECONFIG_VARIABLE} & os.environ.keys():
+            pytest.fail(f"the cluster that was asked for is not to be had: {reason}")
+        pytest.skip(f"no cluster: {reason}")
+    yield provided
+    provided.end()

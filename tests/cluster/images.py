@@ -1,0 +1,250 @@
+"""Builds the images from their Dockerfiles and gives them to a cluster: `PYTHONPATH=tests python -m cluster.images`.
+
+buildah builds, without a daemon and without a registry, on bases made of this machine's Debian packages (debian.py);
+where Docker answers, it builds on the Dockerfiles' own public bases. All is kept in the cache folder, so the second
+build costs seconds: torch is a layer that changes with the lock alone. An image's tag is taken from its content; a
+cluster can never run an older one by the same name.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+from cluster import debian
+from cluster.gobuild import BuildFailed, Progress, cache_folder, exclusive
+from cluster.layout import Layout
+
+ROOT: Final = Path(__file__).parents[2]
+DOCKERFILES: Final = {"capstan": "operator/Dockerfile", "capstan-engine": "runtime_image/Dockerfile"}
+# `cpu` takes PyTorch's own CPU build, where its index can be reached: a sixth of the size.
+TORCH_VARIABLE: Final = "CAPSTAN_TORCH"
+
+_CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
+_PIP_CONFIGURATION: Final = Path("/etc/pip.conf")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image. `write` puts it into a stream as an archive, without the blobs that the reader has already."""
+
+    name: str
+    size: int
+    blobs: tuple[str, ...]
+    write: Callable[[IO[bytes], frozenset[str]], None]
+
+
+class Builder(Protocol):
+    """What turns a Dockerfile into an image."""
+
+    def build(self, name: str, dockerfile: str) -> Image: ...
+
+
+@dataclass
+class Loader:
+    """Gives images to one cluster, and remembers which layers it has had."""
+
+    load_archive: Callable[[Path], None]
+    _sent: set[str] = field(default_factory=set)
+
+    def load(self, image: Image, progress: Progress) -> None:
+        """Give every node the image. Raises what `load_archive` raises."""
+        started_s = time.monotonic()
+        # Through a pipe: no second copy of gigabytes on the disk.
+        with _pipe(lambda stream: image.write(stream, frozenset(self._sent))) as archive:
+            self.load_archive(archive)
+        self._sent.update(image.blobs)
+        progress(f"loaded {image.name} in {time.monotonic() - started_s:.1f} s")
+
+
+def build(progress: Progress) -> dict[str, Image]:
+    """Build both images, by name. Raises BuildFailed with the end of what the builder said."""
+    folder = cache_folder() / "images"
+    with exclusive(folder / "lock"):
+        builder: Builder = Docker() if _docker_answers() else Buildah.prepared(folder, progress)
+        built = {}
+        for name, dockerfile in DOCKERFILES.items():
+            started_s = time.monotonic()
+            built[name] = image = builder.build(name, dockerfile)
+            took_s = time.monotonic() - started_s
+            progress(f"built {image.name}, {image.size / 1e6:,.0f} MB, in {took_s:.1f} s")
+    return built
+
+
+@dataclass(frozen=True)
+class Buildah:
+    """Builds in a storage of its own, isolated by chroot alone: that works where nothing may make namespaces."""
+
+    folder: Path
+    arguments: Mapping[str, str]
+    progress: Progress
+
+    @classmethod
+    def prepared(cls, folder: Path, progress: Progress) -> "Buildah":
+        """With the local bases built. Raises BuildFailed where a program or package is missing."""
+        for program in ("buildah", "skopeo"):
+            if shutil.which(program) is None:
+                raise BuildFailed(f"images are built by Docker, or by buildah and skopeo, and {program} is missing")
+        self = cls(folder, {"TORCH": os.environ.get(TORCH_VARIABLE, "cuda")}, progress)
+        bases = {
+            "RUNTIME": self._base("runtime", debian.RUNTIME_PACKAGES, user="65532:65532"),
+            "BUILDER": self._base("builder", debian.BUILDER_PACKAGES, user="0:0"),
+        }
+        return cls(folder, {**self.arguments, **bases}, progress)
+
+    def build(self, name: str, dockerfile: str) -> Image:
+        """Build and export. buildah 1.28 cannot mount from a stage that it took from its cache, only from an image."""
+        tools = "localhost/capstan-tools"
+        self._build(dockerfile, tools, "--target=tools")
+        id_ = self._build(dockerfile, f"localhost/{name}", f"--build-context=tools=container-image://{tools}")
+        layout = Layout(self.folder / "layout")
+        # Uncompressed, a layer keeps the digest it has in the storage: what is there already is not copied again.
+        self._run(
+            "skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers",
+            self._stored(f"localhost/{name}"),
+            f"oci:{layout.folder}:{name}",
+        )  # fmt: skip
+        layout.prune()
+        full_name = f"capstan.dev/{name}:{id_[:12]}"
+        return Image(
+            full_name,
+            layout.size(name),
+            layout.blobs(name),
+            lambda stream, without: layout.write_archive(name, full_name, stream, without),
+        )
+
+    def _build(self, dockerfile: str, tag: str, *options: str) -> str:
+        """Returns the image's id."""
+        mounts = [path for path in (_CERTIFICATES, _PIP_CONFIGURATION) if path.exists()]
+        with tempfile.NamedTemporaryFile() as id_file:
+            self._run(
+                *self._buildah, "build", "--layers", "--pull-never", "--isolation=chroot", "--network=host",
+                f"--file={dockerfile}", f"--tag={tag}", f"--iidfile={id_file.name}", *options,
+                *(f"--build-arg={key}={value}" for key, value in self.arguments.items()),
+                # This machine's certificates and index reach the build as mounts: no image ever holds them.
+                *(f"--volume={path}:{path}:ro" for path in mounts),
+                ".",
+            )  # fmt: skip
+            return Path(id_file.name).read_text().strip().removeprefix("sha256:")
+
+    def _base(self, name: str, packages: tuple[str, ...], user: str) -> str:
+        """The name of the local base, made anew when what it is made of has changed."""
+        made_of = (repr(packages), Path(debian.__file__).read_text(), Path("/etc/os-release").read_text(), user)
+        tag = f"localhost/capstan-{name}:{sha256(''.join(made_of).encode()).hexdigest()[:12]}"
+        if subprocess.run((*self._buildah, "inspect", "--type=image", tag), capture_output=True).returncode == 0:
+            return tag
+        started_s = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            layer = Path(scratch, "layer.tar")
+            debian.write_layer(debian.fetch_packages(packages, Path(scratch, "packages")), layer)
+            layout = Layout(Path(scratch, "layout"))
+            layout.store(name, layer, debian.image_config(user))
+            self._run("skopeo", "copy", "--quiet", f"oci:{layout.folder}:{name}", self._stored(tag))
+        self.progress(f"built the base {tag} in {time.monotonic() - started_s:.1f} s")
+        return tag
+
+    def _stored(self, tag: str) -> str:
+        """An image of the storage, as skopeo names it."""
+        return f"containers-storage:[overlay@{self.folder / 'storage'}+{self.folder / 'run'}]{tag}"
+
+    @property
+    def _buildah(self) -> tuple[str, ...]:
+        return ("buildah", f"--root={self.folder / 'storage'}", f"--runroot={self.folder / 'run'}")
+
+    def _run(self, *command: str) -> str:
+        # buildah keeps the cache mounts of a build below TMPDIR.
+        return _run(*command, environment={"TMPDIR": str(self.folder)})
+
+
+@dataclass(frozen=True)
+class Docker:
+    """Builds with the Docker that answers, on the Dockerfiles' public bases."""
+
+    def build(self, name: str, dockerfile: str) -> Image:
+        torch = os.environ.get(TORCH_VARIABLE, "cuda")
+        id_ = _run("docker", "build", "--quiet", f"--file={dockerfile}", f"--build-arg=TORCH={torch}", ".").strip()
+        full_name = f"capstan.dev/{name}:{id_.removeprefix('sha256:')[:12]}"
+        _run("docker", "tag", id_, full_name)
+        size = int(json.loads(_run("docker", "image", "inspect", full_name))[0]["Size"])
+
+        def write(stream: IO[bytes], _: frozenset[str]) -> None:
+            subprocess.run(("docker", "save", full_name), stdout=stream, check=True)
+
+        return Image(full_name, size, (), write)
+
+
+def _docker_answers() -> bool:
+    return shutil.which("docker") is not None and (
+        subprocess.run(("docker", "info"), capture_output=True, timeout=10).returncode == 0
+    )
+
+
+def _run(*command: str, environment: Mapping[str, str] | None = None) -> str:
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
+        raise BuildFailed(f"{' '.join(command[:2])} ended with status {done.returncode}:\n{said}")
+    return done.stdout
+
+
+@contextmanager
+def _pipe(write: Callable[[IO[bytes]], None]) -> Iterator[Path]:
+    """A path to read once, to which `write` writes from a thread. A reader that stops early ends it too."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "image.tar")
+        os.mkfifo(path)
+        failures: list[BaseException] = []
+
+        def feed() -> None:
+            try:
+                with path.open("wb") as stream:
+                    write(stream)
+            except BrokenPipeError:
+                # The reader has said why it stopped.
+                return
+            except BaseException as failure:
+                failures.append(failure)
+
+        feeder = threading.Thread(target=feed, daemon=True)
+        feeder.start()
+        try:
+            yield path
+        finally:
+            # A reader that never opened the pipe would leave the feeder waiting in `open`.
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+            feeder.join()
+        if failures:
+            raise failures[0]
+
+
+def main() -> int:
+    """Build both images, say what they are called, and write archives where asked."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.images", description="Build Capstan's images.")
+    parser.add_argument("--archives", type=Path, metavar="FOLDER", help="write each image to FOLDER/NAME.tar as well")
+    arguments = parser.parse_args()
+    try:
+        built = build(lambda line: print(f"images: {line}", file=sys.stderr, flush=True))
+    except BuildFailed as failure:
+        print(f"images: {failure}", file=sys.stderr)
+        return 1
+    for name, image in built.items():
+        print(image.name)
+        if arguments.archives is not None:
+            with (arguments.archives / f"{name}.tar").open("wb") as archive:
+                image.write(archive, frozenset())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""An API server in a few lines: objects in a dictionary behind HTTP, every request recorded, faults on demand.
+
+Honest in what the operator relies on: uids, resource versions that move on change only, 409 for names that are taken
+and for uids that do not match, deletion with grace. It validates nothing, and merges maps but no lists; the real one is
+asked in `tests/cluster`.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from aiohttp import web
+
+WATCHED = ("inferencedeployments", "pods", "deployments")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it arrived. `verb` in the words of Kubernetes' authorization."""
+
+    verb: str
+    group: str
+    resource: str
+    name: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: Any
+
+
+@dataclass
+class FakeKubernetes:
+    """Use `async with`. `on_event(resource, object, gone)` is what a watch would be told."""
+
+    kinds: frozenset[str] = frozenset({"podmonitors", "inferencepools"})
+    on_event: Callable[[str, dict[str, Any], bool], None] = lambda *_: None
+    objects: dict[tuple[str, str, str], dict[str, Any]] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    faults: list[Callable[[Request], web.Response | None]] = field(default_factory=list)
+    """Asked in turn; the first answer wins."""
+    hang: asyncio.Event | None = None
+    """While it is there and not set, no request is answered."""
+    version: int = 0
+
+    async def __aenter__(self) -> "FakeKubernetes":
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.hang is not None:
+            self.hang.set()
+        await self._runner.cleanup()
+
+    @property
+    def writes(self) -> list[Request]:
+        return [request for request in self.requests if request.verb not in ("get", "list", "watch")]
+
+    def find(self, resource: str, name: str, namespace: str = "default") -> dict[str, Any]:
+        return self.objects[resource, namespace, name]
+
+    def put(self, resource: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Have an object, as somebody else would have made it."""
+        made = json.loads(json.dumps(manifest))
+        metadata = made["metadata"]
+        metadata.setdefault("namespace", "default")
+        metadata.setdefault("uid", str(uuid4()))
+        metadata.setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
+        return self._store(resource, made)
+
+    def change(self, resource: str, name: str, **fields: Any) -> None:
+        """Overwrite top-level fields, as a kubelet does with `status`."""
+        self._store(resource, {**self.find(resource, name), **fields})
+
+    def remove(self, resource: str, name: str) -> None:
+        gone = self.objects.pop((resource, "default", name))
+        self._tell(resource, gone, True)
+
+    def _store(self, resource: str, manifest: dict[str, Any]) -> dict[str, Any]:
+        metadata = manifest["metadata"]
+        self.version += 1
+        metadata["resourceVersion"] = str(self.version)
+        self.objects[resource, metadata["namespace"], metadata["name"]] = manifest
+        self._tell(resource, manifest, False)
+        return manifest
+
+    def _tell(self, resource: str, manifest: dict[str, Any], gone: bool) -> None:
+        if resource in WATCHED:
+            self.on_event(resource, json.loads(json.dumps(manifest)), gone)
+
+    async def _answer(self, received: web.Request) -> web.Response:
+        if self.hang is not None:
+            await self.hang.wait()
+        text = await received.text()
+        parts = received.path.strip("/").split("/")
+        group, parts = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
+        namespace, parts = (parts[1], parts[2:]) if parts and parts[0] == "namespaces" else ("", parts)
+        resource, name, subresource = (*parts, "", "", "")[:3]
+        verbs = {"GET": "get" if name else "list", "POST": "create", "PUT": "update"}
+        request = Request(
+            verb=verbs.get(received.method, received.method.lower()),
+            group=group,
+            resource=f"{resource}/{subresource}" if subresource else resource,
+            name=name,
+            query=dict(received.query),
+            headers=dict(received.headers),
+            body=json.loads(text) if text else None,
+        )
+        self.requests.append(request)
+        for fault in self.faults:
+            if (answer := fault(request)) is not None:
+                return answer
+        if not resource:
+            return web.json_response({"resources": [{"name": kind} for kind in self.kinds]})
+        answer: web.Response = getattr(self, f"_{request.verb}")(request, resource, namespace)
+        return answer
+
+    def _get(self, request: Request, resource: str, namespace: str) -> web.Response:
+        live = self.objects.get((resource, namespace, request.name))
+        return web.json_response(live) if live else refusal(404, "not found")
+
+    def _list(self, request: Request, resource: str, namespace: str) -> web.Response:
+        wanted = [term.partition("=") for term in request.query.get("labelSelector", "").split(",") if term]
+        items = [
+            {"metadata": live["metadata"]}
+            for (kind, where, _), live in self.objects.items()
+            if kind == resource
+            and namespace in ("", where)
+            and all(
+                label in live["metadata"].get("labels", {})
+                and (not value or live["metadata"]["labels"][label] == value)
+                for label, _, value in wanted
+            )
+        ]
+        return web.json_response({"items": items or None})
+
+    def _create(self, request: Request, resource: str, namespace: str) -> web.Response:
+        if (resource, namespace, request.body["metadata"]["name"]) in self.objects:
+            return refusal(409, "already exists")
+        return web.json_response(self.put(resource, request.body), status=201)
+
+    def _update(self, request: Request, resource: str, namespace: str) -> web.Response:
+        live = self.objects.get((resource, namespace, request.name))
+        if live is None:
+            return refusal(404, "not found")
+        if request.body["metadata"].get("resourceVersion") != live["metadata"]["resourceVersion"]:
+            return refusal(409, "the object has been modified")
+        return web.json_response(self._store(resource, request.body))
+
+    def _patch(self, request: Request, resource: str, namespace: str) -> web.Response:
+        live = self.objects.get((resource, namespace, request.name))
+        if live is None and "/" in request.resource:
+            return refusal(404, "not found")
+        if live is None:
+            return web.json_response(self.put(resource, request.body), status=201)
+        version = request.body["metadata"].get("resourceVersion", live["metadata"]["resourceVersion"])
+        if version != live["metadata"]["resourceVersion"]:
+            return refusal(409, "the object has been modified")
+        merged = _merged(live, request.body)
+        return web.json_response(live if merged == live else self._store(resource, merged))
+
+    def _delete(self, request: Request, resource: str, namespace: str) -> web.Response:
+        live = self.objects.get((resource, namespace, request.name))
+        if live is None:
+            return refusal(404, "not found")
+        if request.body["preconditions"]["uid"] != live["metadata"]["uid"]:
+            return refusal(409, "the uid does not match")
+        grace_s = request.body.get("gracePeriodSeconds")
+        if resource == "pods" and grace_s:
+            metadata = {
+                **live["metadata"],
+                "deletionTimestamp": "2026-01-01T00:01:00Z",
+                "deletionGracePeriodSeconds": grace_s,
+            }
+            self._store(resource, {**live, "metadata": metadata})
+        else:
+            self.remove(resource, request.name)
+        return web.json_response({"kind": "Status", "status": "Success"})
+
+
+def refusal(code: int, message: str, **headers: str) -> web.Response:
+    """A Status object, as API servers refuse."""
+    return web.json_response({"kind": "Status", "code": code, "message": message}, status=code, headers=headers)
+
+
+def _merged(live: Any, wanted: Any) -> Any:
+    if isinstance(live, dict) and isinstance(wanted, dict):
+        merged = {key: value if key == "selector" else _merged(live.get(key), value) for key, value in wanted.items()}
+        return {**live, **merged}
+    return wanted

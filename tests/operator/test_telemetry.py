@@ -1,0 +1,135 @@
+"""The operator's series: those of the catalogue and no others, and an end to those of a resource that is gone."""
+
+from pathlib import Path
+
+from prometheus_client import disable_created_metrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from capstan_api.metrics import Operator, catalogue
+from capstan_api.status import InferenceDeploymentStatus
+from capstan_api.v1alpha1 import load
+from capstan_operator.decide.memory import Memory
+from capstan_operator.reconcile import Turn
+from capstan_operator.telemetry import Telemetry
+from capstan_operator.world.kubernetes.access import Verb
+from capstan_operator.world.kubernetes.api import Call
+from capstan_operator.world.kubernetes.store import Key
+
+DEPLOYMENT = load(Path(__file__).parents[2] / "crds/examples/quickstart.yaml")
+KEY = Key("default", "quickstart")
+STATUS = InferenceDeploymentStatus.model_validate(
+    {
+        "desiredReplicas": 3,
+        "readyReplicas": 2,
+        "startingReplicas": 1,
+        "effectiveBatchLimits": {"maxSequences": 16, "maxBatchedTokens": 512, "appliedReplicas": 2},
+        "slos": [{"name": "interactive", "attainmentPercent": "99.5", "errorBudgetRemainingPercent": "-12.5"}],
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": "False",
+                "reason": "R",
+                "message": "m",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+        ],
+        "startup": {"phases": [{"name": "Loading", "p50Seconds": 3, "p90Seconds": 9}]},
+        "usage": {"replicaHours": "1.25"},
+        "decisionHistory": [
+            {
+                "time": f"2026-01-01T00:0{n}:00Z",
+                "action": action,
+                "reason": "R",
+                "message": f"told {n}",
+                "inputsHash": "x",
+            }
+            for n, action in ((3, "SetLimits"), (2, "ScaleUp"), (1, "ScaleUp"))
+        ],
+    }
+)
+
+
+def turn(error: str | None = None) -> Turn:
+    return Turn(0.0, DEPLOYMENT, Memory(), status=STATUS, error=error, seconds=0.01)
+
+
+def page(telemetry: Telemetry) -> dict[tuple[str, ...], float]:
+    """Value by (name, label, value, ...), labels sorted."""
+    families = text_string_to_metric_families(telemetry.page().decode())
+    return {
+        (sample.name, *(part for label in sorted(sample.labels.items()) for part in label)): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def telemetry(*, leads: bool = True) -> Telemetry:
+    return Telemetry(ages=lambda: {"pods": 2.5}, is_leader=lambda: leads)
+
+
+def of(name: str, **labels: str) -> tuple[str, ...]:
+    labels |= {"namespace": "default", "deployment": "quickstart"}
+    return (name, *(part for label in sorted(labels.items()) for part in label))
+
+
+def test_what_a_turn_said_is_exposed() -> None:
+    subject = telemetry()
+    subject.turned(KEY, turn())
+    samples = page(subject)
+    assert samples[of("capstan_desired_replicas")] == 3
+    assert samples[of("capstan_unready_replicas", phase="starting")] == 1
+    assert samples[of("capstan_batch_limit", limit="max_sequences")] == 16
+    assert samples[of("capstan_batch_limit_bound", limit="max_sequences", bound="max")] == 32
+    assert samples[of("capstan_slo_attainment_ratio", slo_class="interactive")] == 0.995
+    assert samples[of("capstan_error_budget_remaining_ratio", slo_class="interactive")] == -0.125
+    assert samples[of("capstan_slo_objective_ratio", slo_class="interactive")] == 0.95
+    assert samples[of("capstan_condition", type="Ready", status="False")] == 1
+    assert samples[of("capstan_condition", type="Ready", status="True")] == 0
+    assert samples[of("capstan_startup_seconds", phase="Loading", quantile="0.9")] == 9
+    assert samples[of("capstan_replica_hours_total")] == 1.25
+
+
+def test_only_the_newest_of_the_rare_decisions_is_told_with_its_sentence() -> None:
+    subject = telemetry()
+    subject.turned(KEY, turn())
+    told = {key: value for key, value in page(subject).items() if key[0] == "capstan_decision_info"}
+    assert told == {of("capstan_decision_info", action="ScaleUp", reason="R", message="told 2"): 1767225720.0}
+
+
+def test_nothing_is_left_of_a_resource_that_is_gone() -> None:
+    subject = telemetry()
+    subject.turned(KEY, turn())
+    subject.gone(KEY)
+    assert not [key for key in page(subject) if "quickstart" in key]
+
+
+def test_the_process_counts_turns_requests_and_the_age_of_its_watches() -> None:
+    subject = telemetry()
+    subject.turned(KEY, turn())
+    subject.turned(KEY, turn("it failed"))
+    subject.called(Call(Verb.PATCH, "services", 200, 0.01))
+    subject.called(Call(Verb.GET, "pods", 0, 5.0))
+    subject.paced(2.0, 7)
+    samples = page(subject)
+    assert samples["capstan_operator_turns_total", "outcome", "ok"] == 1
+    assert samples["capstan_operator_turns_total", "outcome", "error"] == 1
+    sent = "capstan_operator_api_requests_total"
+    assert samples[sent, "code", "200", "resource", "services", "verb", "patch"] == 1
+    assert samples[sent, "code", "error", "resource", "pods", "verb", "get"] == 1
+    assert samples["capstan_operator_watch_age_seconds", "resource", "pods"] == 2.5
+    assert samples["capstan_operator_turn_interval_seconds",] == 2
+    assert samples["capstan_operator_objects",] == 7
+    assert samples["capstan_operator_is_leader",] == 1
+    assert page(telemetry(leads=False))["capstan_operator_is_leader",] == 0
+
+
+def test_the_catalogue_is_what_is_exposed() -> None:
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    subject = telemetry()
+    subject.turned(KEY, turn())
+    subject.called(Call(Verb.PATCH, "services", 200, 0.01))
+    families = text_string_to_metric_families(subject.page().decode())
+    exposed = {family.name for family in families if family.samples}
+    declared = {metric.name.removesuffix("_total") for metric in catalogue(Operator)}
+    # Decisions are counted when there are some.
+    assert exposed == declared - {"capstan_operator_decisions"}
