@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
 
 from dashboards.ask import Line
 
@@ -50,7 +51,7 @@ def _timeseries(axes: Axes, panel: Panel, ask: Ask) -> None:
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, field.get("unit", ""))))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=3, columnspacing=1, handlelength=1.5)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=2, columnspacing=1, handlelength=1.5)
 
 
 def _stat(axes: Axes, panel: Panel, ask: Ask) -> None:
@@ -103,7 +104,7 @@ def _table(axes: Axes, panel: Panel, ask: Ask) -> None:
     if rows:
         cells = [[*key, *(row.get(title, "") for title in titles)] for key, row in sorted(rows.items())]
         height = 0.2 * (len(cells) + 1)
-        box = (0.0, 1 - height, 1.0, height)
+        box = Bbox.from_bounds(0, 1 - height, 1, height)
         table = axes.table(cells, colLabels=[*keys, *titles], bbox=box, cellLoc="left", edges="horizontal")
         table.auto_set_font_size(False)
 

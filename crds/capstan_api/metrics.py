@@ -326,7 +326,7 @@ class Operator:
     TURN_INTERVAL = Metric(
         "capstan_operator_turn_interval_seconds",
         Kind.GAUGE,
-        "Time between two turns of a loop that nothing wakes; it grows when the loops use more than their share of CPU.",
+        "Time between two turns of a loop that nothing wakes; it grows while the loops use more CPU than their share.",
     )
     API_REQUESTS = Metric(
         "capstan_operator_api_requests_total",

@@ -13,6 +13,7 @@ from capstan_operator.admin import AdminClient
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Gateway, Observation, Phase, Replica
 from capstan_operator.errors import AdminError, ModelNotFound, ScrapeError
+from capstan_operator.patience import Patience
 from capstan_operator.scrape import Scraper, engine_metrics, gateway_metrics
 from capstan_operator.world.base import GatewayFacts, ReplicaFacts, World
 
@@ -30,6 +31,7 @@ class Observer:
         self._admin = admin
         self._max_step_samples = max_step_samples
         self._clock = clock
+        self._patience = Patience()
 
     async def observe(
         self,
@@ -47,6 +49,8 @@ class Observer:
             model_directory = None
             faults.append(str(error))
         gateway_facts, replica_facts = await self._world.gateways(), await self._world.replicas()
+        urls = [*(facts.url for facts in gateway_facts), *(facts.url for facts in replica_facts)]
+        self._patience.only({url for url in urls if url is not None})
         classes = [slo.name for slo in deployment.spec.slos]
         gateways, replicas = await asyncio.gather(
             asyncio.gather(*(self._gateway(facts, classes, faults) for facts in gateway_facts)),
@@ -70,11 +74,13 @@ class Observer:
         if facts.phase not in _SERVING or facts.url is None or facts.admin_url is None:
             return gateway
         try:
+            self._must_be_asked(facts.url)
             page, table = await asyncio.gather(self._scraper.gateway(facts.url), self._admin.table(facts.admin_url))
             metrics = gateway_metrics(page, self._clock(), classes)
         except (ScrapeError, AdminError) as error:
-            _missed(facts, error, faults)
+            self._missed(facts, facts.url, error, faults)
             return gateway
+        self._patience.answered(facts.url)
         return gateway.model_copy(update={"metrics": metrics, "table": table})
 
     async def _replica(self, facts: ReplicaFacts, memory: Memory, faults: list[str]) -> Replica:
@@ -97,6 +103,7 @@ class Observer:
         track = memory.window.tracks.get(facts.id)
         after = track.last_step if track is not None and track.is_of(replica) else 0
         try:
+            self._must_be_asked(facts.url)
             page, samples, limits = await asyncio.gather(
                 self._scraper.engine(facts.url),
                 self._admin.steps(facts.admin_url, after=after, limit=self._max_step_samples),
@@ -104,12 +111,20 @@ class Observer:
             )
             metrics = engine_metrics(page, self._clock(), samples)
         except (ScrapeError, AdminError) as error:
-            _missed(facts, error, faults)
+            self._missed(facts, facts.url, error, faults)
             return replica
+        self._patience.answered(facts.url)
         return replica.model_copy(update={"metrics": metrics, "limits": limits})
 
+    def _must_be_asked(self, url: str) -> None:
+        """Raises what it last failed with while it is too early to ask again."""
+        silence = self._patience.refuses(url, self._clock())
+        if silence is not None:
+            raise ScrapeError(silence)
 
-def _missed(facts: GatewayFacts | ReplicaFacts, error: Exception, faults: list[str]) -> None:
-    """One that is leaving may close its doors at any moment."""
-    if facts.phase is not Phase.DRAINING:
-        faults.append(f"{facts.id}: {error}")
+    def _missed(self, facts: GatewayFacts | ReplicaFacts, url: str, error: Exception, faults: list[str]) -> None:
+        if self._patience.refuses(url, self._clock()) is None:
+            self._patience.failed(url, str(error), self._clock())
+        # One that is leaving may close its doors at any moment.
+        if facts.phase is not Phase.DRAINING:
+            faults.append(f"{facts.id}: {error}")

@@ -13,6 +13,7 @@ from typing import Final
 from capstan_api.startup import StartupPhase, StartupReport
 
 _WINDOW_S: Final = 15.0
+_LONGEST_TOLD_S: Final = 48 * 3600.0
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -53,7 +54,8 @@ class Progress:
             return self._message
         rate = self.rate()
         left = (self.total_bytes - self.done_bytes) / rate if rate else None
-        eta = f", {duration(left)} left" if left is not None and left >= 1 else ""
+        # Beyond that it says more about the first second than about the rest.
+        eta = f", {duration(left)} left" if left is not None and 1 <= left < _LONGEST_TOLD_S else ""
         return f"{amount_of(self.done_bytes, self.total_bytes)}, {amount(rate)}/s{eta}"
 
     def report(self) -> StartupReport:

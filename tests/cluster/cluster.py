@@ -59,6 +59,10 @@ class Cluster:
         """Give every node the images of a docker or OCI archive."""
         raise CommandFailed(f"the {self.provider} cluster cannot load {archive}: it lacks {Capability.IMAGE_LOADING}")
 
+    def share_blob(self, blob: Path, digest: str) -> bool:
+        """Let the nodes have a blob of an image from where it lies, without a copy; False where they cannot."""
+        return False
+
     @contextmanager
     def namespace(self) -> Iterator[str]:
         """A fresh namespace with a random name; it and everything in it is gone at the end."""

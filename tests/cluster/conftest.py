@@ -10,10 +10,12 @@ from typing import TypeVar
 
 import pytest
 
-from cluster import providers
+from cluster import images, providers
 from cluster.cluster import Capability, Cluster
 from cluster.embedded import EmbeddedCluster
 from cluster.gobuild import Progress
+from cluster.images import Image, Loader
+from cluster.installation import Installation
 
 _C = TypeVar("_C", bound=Cluster)
 
@@ -47,6 +49,26 @@ def cluster(progress: Progress) -> Iterator[Cluster]:
 def control_plane(progress: Progress) -> Iterator[EmbeddedCluster]:
     """A real control plane whose nodes are simulated; needs no root."""
     yield from _until_the_end(lambda: providers.control_plane(progress))
+
+
+@pytest.fixture(scope="session")
+def built(cluster: Cluster, progress: Progress) -> dict[str, Image]:
+    """Both images, by name, built from their Dockerfiles and known to every node."""
+    made = images.build(progress)
+    loader = Loader(cluster)
+    for image in made.values():
+        loader.load(image, progress)
+    return made
+
+
+@pytest.fixture(scope="session")
+def installation(cluster: Cluster, built: dict[str, Image], progress: Progress) -> Iterator[Installation]:
+    """The chart, installed in a namespace of its own with the images that were built."""
+    with cluster.namespace() as namespace:
+        installed = Installation(cluster, namespace, built)
+        progress(f"operator installed by Helm and ready in {installed.install():.1f} s")
+        yield installed
+        installed.uninstall()
 
 
 @pytest.fixture

@@ -40,6 +40,9 @@ class EmbeddedCluster(Cluster):
         else:
             self.node.import_images(archive)
 
+    def share_blob(self, blob: Path, digest: str) -> bool:
+        return self.node is not None and self.node.share_blob(blob, digest)
+
     def end(self) -> None:
         self.run.end()
 

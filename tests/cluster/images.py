@@ -13,16 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Final, Protocol
 
 from cluster import debian
+from cluster.cluster import Cluster
 from cluster.gobuild import BuildFailed, Progress, cache_folder, exclusive
 from cluster.layout import Layout
 
@@ -31,6 +30,8 @@ DOCKERFILES: Final = {"capstan": "operator/Dockerfile", "capstan-engine": "runti
 # `cpu` takes PyTorch's own CPU build, where its index can be reached: a sixth of the size.
 TORCH_VARIABLE: Final = "CAPSTAN_TORCH"
 
+# Larger blobs are shared with a node that can, and not copied to it.
+_SHARED_BYTES: Final = 16 << 20
 _CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")
 _PIP_CONFIGURATION: Final = Path("/etc/pip.conf")
 
@@ -41,8 +42,9 @@ class Image:
 
     name: str
     size: int
-    blobs: tuple[str, ...]
-    write: Callable[[IO[bytes], frozenset[str]], None]
+    blobs: Mapping[str, Path]
+    """By digest; empty where the builder keeps them to itself."""
+    write: Callable[[IO[bytes], Collection[str]], None]
 
 
 class Builder(Protocol):
@@ -53,19 +55,26 @@ class Builder(Protocol):
 
 @dataclass
 class Loader:
-    """Gives images to one cluster, and remembers which layers it has had."""
+    """Gives images to one cluster, and remembers what it has had."""
 
-    load_archive: Callable[[Path], None]
-    _sent: set[str] = field(default_factory=set)
+    cluster: Cluster
+    _known: set[str] = field(default_factory=set)
 
     def load(self, image: Image, progress: Progress) -> None:
-        """Give every node the image. Raises what `load_archive` raises."""
+        """Give every node the image. Raises what the cluster raises."""
         started_s = time.monotonic()
-        # Through a pipe: no second copy of gigabytes on the disk.
-        with _pipe(lambda stream: image.write(stream, frozenset(self._sent))) as archive:
-            self.load_archive(archive)
-        self._sent.update(image.blobs)
-        progress(f"loaded {image.name} in {time.monotonic() - started_s:.1f} s")
+        for digest, path in image.blobs.items():
+            large = path.stat().st_size >= _SHARED_BYTES
+            if large and digest not in self._known and self.cluster.share_blob(path, digest):
+                self._known.add(digest)
+        with tempfile.NamedTemporaryFile(dir=cache_folder(), suffix=".tar") as archive:
+            image.write(archive, frozenset(self._known))
+            archive.flush()
+            size = archive.tell()
+            self.cluster.load_image(Path(archive.name))
+        self._known.update(image.blobs)
+        took_s = time.monotonic() - started_s
+        progress(f"loaded {image.name} in {took_s:.1f} s, {size / 1e6:,.0f} MB of it as an archive")
 
 
 def build(progress: Progress) -> dict[str, Image]:
@@ -105,22 +114,26 @@ class Buildah:
 
     def build(self, name: str, dockerfile: str) -> Image:
         """Build and export. buildah 1.28 cannot mount from a stage that it took from its cache, only from an image."""
-        tools = "localhost/capstan-tools"
-        self._build(dockerfile, tools, "--target=tools")
-        id_ = self._build(dockerfile, f"localhost/{name}", f"--build-context=tools=container-image://{tools}")
-        layout = Layout(self.folder / "layout")
-        # Uncompressed, a layer keeps the digest it has in the storage: what is there already is not copied again.
-        self._run(
-            "skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers",
-            self._stored(f"localhost/{name}"),
-            f"oci:{layout.folder}:{name}",
-        )  # fmt: skip
+        tools, layout = "localhost/capstan-tools", Layout(self.folder / "layout")
+        try:
+            self._build(dockerfile, tools, "--target=tools")
+            id_ = self._build(dockerfile, f"localhost/{name}", f"--build-context=tools=container-image://{tools}")
+            # It leaves the container behind that it mounted from.
+            self._run(*self._buildah, "rm", "--all")
+            # Uncompressed, a layer keeps the digest it has in the storage: what is there already is not copied again.
+            self._run(
+                "skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers",
+                self._stored(f"localhost/{name}"), f"oci:{layout.folder}:{name}",
+            )  # fmt: skip
+        finally:
+            # The storage's own mount; where there is none, there is nothing to do.
+            subprocess.run(("umount", self.folder / "storage" / "overlay"), capture_output=True, check=False)
         layout.prune()
         full_name = f"capstan.dev/{name}:{id_[:12]}"
         return Image(
             full_name,
             layout.size(name),
-            layout.blobs(name),
+            {digest: layout.path(digest) for digest in layout.blobs(name)},
             lambda stream, without: layout.write_archive(name, full_name, stream, without),
         )
 
@@ -178,10 +191,10 @@ class Docker:
         _run("docker", "tag", id_, full_name)
         size = int(json.loads(_run("docker", "image", "inspect", full_name))[0]["Size"])
 
-        def write(stream: IO[bytes], _: frozenset[str]) -> None:
+        def write(stream: IO[bytes], _: Collection[str]) -> None:
             subprocess.run(("docker", "save", full_name), stdout=stream, check=True)
 
-        return Image(full_name, size, (), write)
+        return Image(full_name, size, {}, write)
 
 
 def _docker_answers() -> bool:
@@ -196,36 +209,6 @@ def _run(*command: str, environment: Mapping[str, str] | None = None) -> str:
         said = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
         raise BuildFailed(f"{' '.join(command[:2])} ended with status {done.returncode}:\n{said}")
     return done.stdout
-
-
-@contextmanager
-def _pipe(write: Callable[[IO[bytes]], None]) -> Iterator[Path]:
-    """A path to read once, to which `write` writes from a thread. A reader that stops early ends it too."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "image.tar")
-        os.mkfifo(path)
-        failures: list[BaseException] = []
-
-        def feed() -> None:
-            try:
-                with path.open("wb") as stream:
-                    write(stream)
-            except BrokenPipeError:
-                # The reader has said why it stopped.
-                return
-            except BaseException as failure:
-                failures.append(failure)
-
-        feeder = threading.Thread(target=feed, daemon=True)
-        feeder.start()
-        try:
-            yield path
-        finally:
-            # A reader that never opened the pipe would leave the feeder waiting in `open`.
-            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-            feeder.join()
-        if failures:
-            raise failures[0]
 
 
 def main() -> int:

@@ -32,12 +32,16 @@ class Layout:
     def blobs(self, name: str) -> tuple[str, ...]:
         """Digests of all that an image consists of: its manifest, its configuration, its layers from below."""
         descriptor = self._descriptor(name)
-        manifest = json.loads(self._blob(descriptor["digest"]).read_bytes())
+        manifest = json.loads(self.path(descriptor["digest"]).read_bytes())
         return (descriptor["digest"], *(part["digest"] for part in (manifest["config"], *manifest["layers"])))
 
     def size(self, name: str) -> int:
         """Bytes of an image's blobs."""
-        return sum(self._blob(digest).stat().st_size for digest in self.blobs(name))
+        return sum(self.path(digest).stat().st_size for digest in self.blobs(name))
+
+    def path(self, digest: str) -> Path:
+        """The file of a blob."""
+        return self.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
     def write_archive(self, name: str, full_name: str, stream: IO[bytes], without: Collection[str] = ()) -> None:
         """Write an image as a tar, named `full_name` for who reads it, `without` the blobs that the reader has."""
@@ -49,14 +53,14 @@ class Layout:
             _add(archive, "index.json", json.dumps(index).encode())
             for digest in dict.fromkeys(self.blobs(name)):
                 if digest not in without:
-                    archive.add(self._blob(digest), f"blobs/sha256/{digest.removeprefix('sha256:')}")
+                    archive.add(self.path(digest), f"blobs/sha256/{digest.removeprefix('sha256:')}")
 
     def store(self, name: str, layer: Path, config: dict[str, Any]) -> None:
         """Move an uncompressed layer in and make an image of it. `config` says all but the layer."""
         digest = _digest(layer)
-        self._blob(digest).parent.mkdir(parents=True, exist_ok=True)
+        self.path(digest).parent.mkdir(parents=True, exist_ok=True)
         size = layer.stat().st_size
-        os.replace(layer, self._blob(digest))
+        os.replace(layer, self.path(digest))
         config = {**config, "rootfs": {"type": "layers", "diff_ids": [digest]}}
         manifest = {
             "schemaVersion": 2,
@@ -89,11 +93,8 @@ class Layout:
     def _put(self, content: dict[str, Any], media_type: str) -> dict[str, Any]:
         raw = json.dumps(content, sort_keys=True).encode()
         digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
-        self._blob(digest).write_bytes(raw)
+        self.path(digest).write_bytes(raw)
         return {"mediaType": media_type, "digest": digest, "size": len(raw)}
-
-    def _blob(self, digest: str) -> Path:
-        return self.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

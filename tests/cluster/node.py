@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -63,11 +64,34 @@ class Node:
         if done.returncode != 0:
             raise StartFailed(f"{archive} could not be imported: {done.stderr}")
 
-    def _ctr(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    def share_blob(self, blob: Path, digest: str) -> bool:
+        """Link a blob into containerd's store and make it known there; False on another file system.
+
+        containerd takes a blob that it finds under the expected digest as ingested and reads none of it.
+        """
+        store = self._run.folder / "containerd" / "io.containerd.content.v1.content" / "blobs" / "sha256"
+        store.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(blob, store / digest.removeprefix("sha256:"))
+        except FileExistsError:
+            return True
+        except OSError:
+            return False
+        expected = (f"--expected-digest={digest}", f"--expected-size={blob.stat().st_size}")
+        with blob.open("rb") as content:
+            done = self._ctr("content", "ingest", *expected, digest, stdin=content)
+        if done.returncode == 0:
+            # Without a root or an image that holds it, it would be collected as garbage.
+            done = self._ctr("content", "label", digest, "containerd.io/gc.root=shared")
+        if done.returncode != 0:
+            raise StartFailed(f"{blob} could not be shared with containerd: {done.stderr}")
+        return True
+
+    def _ctr(self, *arguments: str, stdin: IO[bytes] | None = None) -> "subprocess.CompletedProcess[str]":
         # It must see the mounts that containerd sees, so it runs where containerd runs.
         where = ("nsenter", "--target", str(self._run.init_pid), "--mount", "--net")
         command = (*where, str(self._programs["ctr"]), f"--address={self._socket}", "--namespace=k8s.io", *arguments)
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=False)
 
     def _start_containerd(self) -> Daemon:
         folder, runc, plugins = self._run.folder, shutil.which("runc"), cni_folder()

@@ -117,7 +117,9 @@ async def test_a_standby_takes_over_within_20_s_and_the_paused_leader_never_writ
     with control_plane.namespace() as namespace:
 
         def pods() -> list[str]:
-            found: str = control_plane.kubectl("-n", namespace, "get", "pods", "-l", "capstan.dev/revision", "-o", "name")
+            found: str = control_plane.kubectl(
+                "-n", namespace, "get", "pods", "-l", "capstan.dev/revision", "-o", "name"
+            )
             return found.split()
 
         async def settled() -> bool:

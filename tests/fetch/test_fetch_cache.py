@@ -11,9 +11,9 @@ from fetching import WANTED, contents, fetched, fetcher, hub_args
 from served_files import Fault
 
 from capstan_api.startup import StartupPhase
+from capstan_fetch import staging
 from capstan_fetch.errors import SourceError
 from capstan_fetch.progress import Progress
-from capstan_fetch.staging import Staging
 
 
 async def test_the_second_fetcher_asks_nobody(hub: FakeHub, tmp_path: Path) -> None:
@@ -59,25 +59,31 @@ async def test_a_cache_that_is_not_what_its_manifest_says_is_not_used(hub: FakeH
 
 
 async def test_the_lock_is_one_fetchers_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    polled = asyncio.Event()
-    monkeypatch.setattr("capstan_fetch.staging.asyncio.sleep", lambda _: _once(polled))
+    refused = asyncio.Event()
+    try_lock = staging._try_lock
+
+    def watched(descriptor: int, path: Path) -> bool:
+        held = try_lock(descriptor, path)
+        if not held:
+            refused.set()
+        return held
+
+    monkeypatch.setattr(staging, "_LOCK_POLL_S", 0.01)
+    monkeypatch.setattr(staging, "_try_lock", watched)
     entered: list[str] = []
 
     async def enter() -> None:
-        async with Staging(tmp_path / "cache/model").locked():
+        async with staging.Staging(tmp_path / "cache/model").locked():
             entered.append("second")
 
-    async with Staging(tmp_path / "cache/model").locked():
+    async with staging.Staging(tmp_path / "cache/model").locked():
         second = asyncio.ensure_future(enter())
-        await polled.wait()
+        waiting = asyncio.ensure_future(refused.wait())
+        await asyncio.wait({second, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
         entered.append("first")
     await second
     assert entered == ["first", "second"]
-
-
-async def _once(event: asyncio.Event) -> None:
-    event.set()
-    await asyncio.wait([asyncio.ensure_future(event.wait())])
 
 
 async def test_two_fetchers_at_the_same_time_download_once(hub: FakeHub, tmp_path: Path) -> None:

@@ -42,6 +42,15 @@ def test_what_was_there_before_is_no_speed() -> None:
     assert progress.sentence() == "90 of 100 B, 0 B/s"
 
 
+def test_a_time_beyond_belief_is_not_told() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    progress.begin(StartupPhase.FETCHING, total_bytes=10**12)
+    clock.now += 1
+    progress.add(1)
+    assert progress.sentence() == "0.0 of 1.0 TB, 1 B/s"
+
+
 def test_the_rate_is_that_of_the_last_seconds() -> None:
     clock = Clock()
     progress = Progress(clock)

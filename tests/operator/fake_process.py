@@ -3,8 +3,8 @@
     python fake_process.py engine|gateway --config FILE --exit-with-parent
 
 Listens, becomes ready, tells made-up numbers, keeps limits and a table, and does as it is told at `/test/...`: die,
-turn sick, be busy (which a drain waits for), refuse its configuration. Started by the tests in place of the real
-programs.
+turn sick, be busy (which a drain waits for), refuse its configuration. An engine with an unlucky queue never starts.
+Started by the tests in place of the real programs.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from aiohttp import web
 
 from capstan_api import names
 from capstan_api.metrics import Engine, Gateway
+
+INFEASIBLE_QUEUE = 13
 
 
 class Fake:
@@ -178,6 +180,8 @@ def main() -> None:
     parser.add_argument("--exit-with-parent", action="store_true")
     options = parser.parse_args()
     fake = Fake(options.kind, json.loads(options.config.read_text()))
+    if fake.args.get("max_queued_requests") == INFEASIBLE_QUEUE:
+        sys.exit("fake: infeasible: the queue is unlucky; spec.engine.maxQueuedRequests of 12 would fit")
     asyncio.run(serve(fake, exit_with_parent=options.exit_with_parent))
 
 

@@ -189,6 +189,15 @@ def test_a_start_that_the_world_refuses_is_the_reason_given() -> None:
     assert (condition(failed, ConditionType.CAPACITY_AVAILABLE) or ("", ""))[:2] == (ConditionStatus.FALSE, "Refused")
 
 
+def test_a_gateway_that_will_not_listen_is_no_reason_to_roll_engines_back() -> None:
+    refused = ("EnsureGateway: the gateway refuses its configuration with 404: ",)
+
+    done = through(NEW, learnt(OLD), replica(NEW), until=DEADLINE_S + 10, refused=refused)
+
+    assert done.memory.rollout.failure is None
+    assert done.status.stable_revision == render.revision(NEW)
+
+
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_a_deployment_that_sleeps_is_not_rolling_out(wanted: int) -> None:
     sleepy = {"scaling": {"minReplicas": wanted, "maxReplicas": 1}, "rollout": {"progressDeadlineSeconds": 1}}

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_process import INFEASIBLE_QUEUE
 from local_world import SETTINGS, running_world, tell
 from worlds import NOW, counters, deployment, observation
 
-from capstan_api.status import ConditionStatus, ConditionType
+from capstan_api.status import ConditionStatus, ConditionType, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Memory, decide
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.errors import WorldError
 from capstan_operator.reconcile import Reconciler, Turn, record, replay
 from capstan_operator.source import FileSource
@@ -94,6 +95,43 @@ async def test_an_edited_file_is_followed_and_a_broken_one_is_not(tmp_path: Path
         stop.set()
         await loop
     assert source().metadata.generation == 2
+
+
+async def test_a_revision_that_cannot_run_is_taken_back_and_nobody_notices(tmp_path: Path) -> None:
+    path = written(tmp_path / "web.yaml", deployment())
+    async with running_world(tmp_path / "run") as world:
+        source = FileSource(path)
+        await reconciled(world, source, lambda t: is_ready(t) and routed(t, 1) and is_true(t, "RolloutHealthy"))
+        (before,) = await world.replicas()
+
+        written(path, deployment(engine={"maxQueuedRequests": INFEASIBLE_QUEUE}))
+        memory = json.loads((tmp_path / "run" / "status.json").read_text())
+        adopted = remembering(source, memory)
+        turns = await reconciled(world, adopted, lambda t: is_true(t, "Stalled") and len(replicas_of(t)) == 1)
+
+    status = turns[-1].status
+    assert status is not None
+    said = {c.type: (c.reason, c.message) for c in status.conditions}
+    assert said[ConditionType.ROLLOUT_HEALTHY][0] == "RolledBack"
+    assert said[ConditionType.FEASIBLE][1].startswith("the queue is unlucky; spec.engine.maxQueuedRequests of 12")
+    assert [(r.id, r.restarts) for r in replicas_of(turns[-1])] == [(before.id, 0)]
+    tables = [g.table for t in turns if t.observation for g in t.observation.gateways if g.table is not None]
+    assert all(len(table) == 1 for table in tables), "the old replica is routed to all the time"
+
+
+def remembering(source: FileSource, status: dict[str, object]) -> Callable[[], InferenceDeployment]:
+    """The source with the status that an API server would have kept beside the spec."""
+    kept = InferenceDeploymentStatus.model_validate(status)
+    return lambda: source().model_copy(update={"status": kept})
+
+
+def is_true(turn: Turn, kind: str) -> bool:
+    conditions = turn.status.conditions if turn.status else []
+    return any(c.type == kind and c.status is ConditionStatus.TRUE for c in conditions)
+
+
+def replicas_of(turn: Turn) -> tuple[Replica, ...]:
+    return turn.observation.replicas if turn.observation else ()
 
 
 async def test_held_requests_wake_a_deployment_at_zero_and_idleness_returns_it(tmp_path: Path) -> None:

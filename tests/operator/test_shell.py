@@ -11,9 +11,9 @@ from worlds import NOW, deployment
 
 from capstan_api.engine_args import EngineArgs, GatewayArgs
 from capstan_api.manifest import InvalidResource
-from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus, InferenceDeploymentStatus
+from capstan_api.status import ConditionStatus, ConditionType, DecisionAction, DecisionStatus, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide import render
+from capstan_operator.decide import Decision, decide, render
 from capstan_operator.decide.observation import Phase
 from capstan_operator.errors import CapstanOperatorError, Gone, NotLeader, WorldError
 from capstan_operator.reconcile import Reconciler, Turn
@@ -184,6 +184,31 @@ async def test_moments_are_announced_and_holds_are_not(world: NotedWorld) -> Non
     for _ in range(3):
         await loop.turn()
     assert [what for what in world.asked if what.startswith("announce")] == ["announce ScaleUp"]
+
+
+async def test_limits_move_too_often_to_be_announced(world: NotedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(*inputs: Any) -> Decision:
+        decision = decide(*inputs)
+        moved = [
+            decision.said.model_copy(update={"action": a}) for a in (DecisionAction.SET_LIMITS, DecisionAction.ROLL)
+        ]
+        return decision.model_copy(update={"changes": tuple(moved)})
+
+    monkeypatch.setattr("capstan_operator.reconcile.decide", both)
+    await reconciler(world).turn()
+    assert [what for what in world.asked if what.startswith("announce")] == ["announce Roll"]
+
+
+async def test_an_operator_that_starts_again_writes_nothing_that_is_written_already(world: NotedWorld) -> None:
+    first = reconciler(world)
+    for _ in range(4):
+        await first.turn()
+    of, world.asked = deployment().model_copy(update={"status": world.statuses[-1]}), []
+
+    second = reconciler(world, lambda: of)
+    for _ in range(4):
+        await second.turn()
+    assert "status" not in world.asked
 
 
 @pytest.mark.parametrize("where", ["status", "prepare", "start", "gateway"])

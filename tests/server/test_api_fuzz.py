@@ -98,7 +98,7 @@ def test_every_described_route_is_tried(described: BaseSchema) -> None:
     paths = described.raw_schema["paths"]
     assert {(path, method.upper()) for path, methods in paths.items() for method in methods} == {
         *OPERATIONS,
-        *(("/" + probe, "GET") for probe in ("livez", "health", "ready", "readyz", "metrics", "version")),
+        *(("/" + probe, "GET") for probe in ("livez", "startupz", "health", "ready", "readyz", "metrics", "version")),
         ("/v1/models", "GET"),
         ("/tokenizer_info", "GET"),
     }

@@ -13,12 +13,10 @@ from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus, S
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
-from capstan_operator.decide.progress import INFEASIBLE
 from capstan_operator.decide.rollout import Plan
 from capstan_operator.decide.signals import Signals
+from capstan_operator.decide.verdicts import INFEASIBLE, SOURCE
 
-SOURCE = "source:"
-"""Begins the last words of a fetcher that cannot get its model."""
 _CRASH_LOOP_RESTARTS = 3
 # After a change of the limits, until engines must have them.
 _APPLYING_S = 10.0
@@ -104,7 +102,7 @@ def _progressing(scene: Scene) -> Finding:
     if looping:
         return Finding(_FALSE, "CrashLoop", _failure(looping[0]))
     revision, leaving = scene.memory.revision, observation.with_phase(Phase.DRAINING)
-    others = [r for r in observation.replicas if r.revision != revision and r not in leaving]
+    others = any(r.revision != revision and r.phase is not Phase.DRAINING for r in observation.replicas)
     starting = observation.with_phase(Phase.PENDING, Phase.STARTING, Phase.FAILED)
     if others or (starting and scene.memory.rollout.is_underway):
         return Finding(_TRUE, "RollingOut", f"replicas of revision {revision} take over")
@@ -164,9 +162,8 @@ def _scaling_active(mode: Mode, said: DecisionStatus) -> Finding:
 def _capacity(scene: Scene) -> Finding:
     if scene.overdue:
         return Finding(_FALSE, "Unschedulable", _waiting(scene.overdue))
-    refused = [clause for clause in scene.observation.refused if clause.startswith("StartReplica")]
-    if refused:
-        return Finding(_FALSE, "Refused", "; ".join(dict.fromkeys(refused)))
+    if refused := scene.observation.refused_starts:
+        return Finding(_FALSE, "Refused", "; ".join(refused))
     pending = scene.observation.with_phase(Phase.PENDING)
     if pending:
         return Finding(_UNKNOWN, "Placing", _waiting(pending))

@@ -115,7 +115,7 @@ def _progress(
         wanted=memory.replicas.wanted or 0,
         last=memory.at,
         now=now,
-        obstacle="; ".join(observation.faults if observation.model_directory is None else observation.refused),
+        obstacle="; ".join(observation.faults if observation.model_directory is None else observation.refused_starts),
     )
     return progress, progress.in_force(target, spec.rollout.auto_rollback)
 

@@ -225,3 +225,8 @@ class Observation(Value):
     @property
     def ready_gateways(self) -> tuple[Gateway, ...]:
         return tuple(gateway for gateway in self.gateways if gateway.phase is Phase.READY)
+
+    @property
+    def refused_starts(self) -> tuple[str, ...]:
+        """Of `refused`, what keeps replicas from being started; a gateway that will not listen does not."""
+        return tuple(dict.fromkeys(clause for clause in self.refused if clause.startswith("StartReplica")))

@@ -14,9 +14,8 @@ from capstan_api.spec import Rollout, Switch
 from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.decide.render import Release
 from capstan_operator.decide.values import Value
+from capstan_operator.decide.verdicts import INFEASIBLE
 
-INFEASIBLE = "infeasible:"
-"""Begins the last words of an engine that can never run as it was told to."""
 # Of the time between two looks, no more than this counts: an operator that was away has seen no standstill.
 _LONGEST_TURN_S = 60.0
 _LONGEST_FAILURE = 500
@@ -68,7 +67,8 @@ class RolloutMemory(Value):
         ours = [r for r in live if r.revision == target.revision]
         ready = [r for r in ours if r.phase is Phase.READY]
         # For want of room a replica may be pending long after its revision has proved itself.
-        if ready and not obstacle and all(r in ours and r.phase in (Phase.READY, Phase.PENDING) for r in live):
+        is_alone = len(ours) == len(live) and all(r.phase in (Phase.READY, Phase.PENDING) for r in ours)
+        if ready and is_alone and not obstacle:
             stable = target if memory.is_underway else memory.stable
             return memory.model_copy(update={"stable": stable, "failure": None})
         if not memory.is_underway or memory.failure is not None:
@@ -84,7 +84,7 @@ class RolloutMemory(Value):
             memory = memory.model_copy(update={"progress_at": now, **most})
         if now - memory.progress_at <= rollout.progress_deadline_seconds:
             return memory
-        culprit = min((r for r in ours if r not in ready), key=_guilt, default=None)
+        culprit = min((r for r in ours if r.phase is not Phase.READY), key=_guilt, default=None)
         why = _blamed(culprit) if culprit is not None else obstacle or "no replica of it was started"
         failure = f"no progress for {rollout.progress_deadline_seconds} s: {why}"
         return memory.model_copy(update={"failure": failure[:_LONGEST_FAILURE]})

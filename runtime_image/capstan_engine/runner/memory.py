@@ -1,7 +1,7 @@
 """What an engine needs of memory, and the refusal when there is less: decided before the first weight is read.
 
 Pure: numbers in, numbers out. Weights and KV cache are exact, they are what will be allocated. A step's own memory is
-an upper bound read off the decoder, and the processes' own is measured (PERFORMANCE.md). The surprising idea: a refusal
+an upper bound read off the decoder, and the processes' own is measured. The surprising idea: a refusal
 names the nearest configuration that would fit, in the resource's fields, because that is what whoever reads it sets.
 """
 
@@ -14,8 +14,8 @@ from typing import Final
 from capstan_engine.errors import Infeasible
 from capstan_engine.models.spec import ModelSpec
 
-PROCESSES_BYTES: Final = 560 << 20
-"""Front end and core with their libraries and no model: anonymous memory."""
+PROCESSES_BYTES: Final = 480 << 20
+"""Anonymous memory of front end and core with their libraries and no model; 430 MiB were measured."""
 _SCORED_QUERIES: Final = 64
 """Queries of one attention product in prefill."""
 

@@ -1,7 +1,7 @@
 """The gateway's Deployment and ConfigMap, and the Services in front of gateway and engines. Pure.
 
-The gateway's arguments are in no template: it takes a new configuration while it serves, so that only another image or
-size replaces its pods, one at a time.
+The gateway's arguments are in no template: it takes a new configuration while it serves, so that only another image,
+size or time to drain replaces its pods, one at a time.
 """
 
 from typing import Any, Final
@@ -18,8 +18,9 @@ from capstan_operator.world.kubernetes.quantities import cpu, memory
 GATEWAY: Final = "gateway"
 GATEWAY_JSON: Final = "gateway.json"
 PORT_SERVICE: Final = 80
-# Until every node has taken a leaving gateway out of the Service.
-_LEAVING_S: Final = 5
+# Until every node has taken a leaving gateway out of the Service, and its successor is ready: a Service without a ready
+# pod goes on sending requests to the leaving one.
+_LEAVING_S: Final = 10
 
 
 def placed(args: GatewayArgs) -> GatewayArgs:

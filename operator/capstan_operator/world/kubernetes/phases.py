@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from capstan_api import names
 from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.verdicts import VERDICTS
 from capstan_operator.world.base import GatewayFacts, ReplicaFacts
 from capstan_operator.world.kubernetes.engine_pod import ENGINE, FETCH
 from capstan_operator.world.kubernetes.gateway import GATEWAY
@@ -18,7 +19,6 @@ from capstan_operator.world.kubernetes.gateway import GATEWAY
 # Reasons for which a container waits that are no failure.
 _PATIENT: Final = frozenset({"ContainerCreating", "PodInitializing"})
 # Prefixes of last words that say more than the line after them.
-_VERDICTS: Final = ("infeasible:", "source:")
 _LONGEST_MESSAGE: Final = 500
 # Beyond the grace period, clocks that differ included.
 _OVERDUE_S: Final = 60.0
@@ -135,7 +135,7 @@ def last_words(container: Mapping[str, Any]) -> str:
     if ended.get("reason") == "OOMKilled":
         return "OOMKilled: it needed more memory than spec.variants[].resources.memoryMebibytes gives it"
     lines = [line.strip() for line in ended.get("message", "").splitlines() if line.strip()]
-    verdict = next((line for line in reversed(lines) if line.startswith(_VERDICTS)), None)
+    verdict = next((line for line in reversed(lines) if line.startswith(VERDICTS)), None)
     said = verdict or (lines[-1] if lines else "")
     return (said or f"exited with {ended.get('exitCode')} ({ended.get('reason', 'no reason given')})")[
         :_LONGEST_MESSAGE
@@ -188,7 +188,7 @@ def _host(status: Mapping[str, Any]) -> str | None:
 
 def _verdict_first(reason: str, said: str) -> str:
     """What the process said alone where it is a verdict, else after the kubelet's reason."""
-    return said if said.startswith(_VERDICTS) else _sentence(reason, said)
+    return said if said.startswith(VERDICTS) else _sentence(reason, said)
 
 
 def _sentence(reason: str | None, said: str) -> str:

@@ -27,6 +27,8 @@ class Revisions:
         self._clock = clock
         self._written: set[str] = set()
         self._pod_specs: dict[str, Mapping[str, Any]] = {}
+        # What the last sweep left, which may be an earlier life's.
+        self._left: set[str] = set()
         self._swept_at: float | None = None
 
     async def write(self, revision: str, config: Manifest) -> None:
@@ -52,7 +54,7 @@ class Revisions:
 
     async def sweep(self, keep: frozenset[str]) -> None:
         """Delete what belongs to other revisions. Looks when one that it knows may go, and now and then."""
-        known, now = self._written | self._pod_specs.keys(), self._clock()
+        known, now = self._written | self._pod_specs.keys() | self._left, self._clock()
         if self._swept_at is not None and now - self._swept_at < LOOK_AGAIN_S and known <= keep:
             return
         selector, found = f"{self._identity.selector},{names.LABEL_REVISION}", set()
@@ -67,7 +69,7 @@ class Revisions:
         # One that somebody has deleted is written again when it is needed next.
         self._written &= found
         self._pod_specs = {revision: spec for revision, spec in self._pod_specs.items() if revision in keep}
-        self._swept_at = now
+        self._left, self._swept_at = found, now
 
     async def _read(self, revision: str) -> Manifest:
         config = await self._api.get(CONFIG_MAPS, self._identity.namespace, self._identity.revision(revision))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.verdicts import verdict_in
 from capstan_operator.errors import AdminError
 from capstan_operator.settings import OperatorSettings
 
@@ -164,7 +165,7 @@ class Child:
                 await watch
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         last = _last_line(launch.log_path, log_start)
-        return f"{how}: {last}" if last else how
+        return verdict_in(last) or (f"{how}: {last}" if last else how)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Learn the ports, then probe until the process ends."""

@@ -1,0 +1,98 @@
+"""On a real node: rollouts, scale-down, an operator that dies and an API server that is away lose no request."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster.cluster import Cluster
+from cluster.embedded import EmbeddedCluster
+from cluster.gobuild import Progress
+from cluster.installation import QUICKSTART, Deployed, Installation
+from cluster.streams import streaming
+
+pytestmark = [pytest.mark.e2e, pytest.mark.needs_cluster("pods", "services", "image_loading")]
+
+FULL = os.environ.get("CAPSTAN_CAMPAIGNS") == "full"
+NUM_ROLLOUTS = 20 if FULL else 2
+CLIENTS = 6
+OUTAGE_S = 600 if FULL else 30
+SMALL = [{"name": "cpu", "precision": "BFloat16", "resources": {"cpuMillicores": 300}}]
+
+
+@pytest.fixture(scope="module")
+def deployed(installation: Installation, cluster: Cluster) -> Iterator[Deployed]:
+    """The example with as many replicas as a test asks for by hand."""
+    with cluster.namespace() as namespace:
+        made = Deployed(cluster, namespace, "quickstart")
+        made.kubectl("apply", "-f", str(QUICKSTART))
+        made.patch(variants=SMALL, scaling={"mode": "Manual", "replicas": 1, "maxReplicas": 3})
+        made.until_condition("Ready", within_s=240)
+        yield made
+        made.kubectl("delete", "-f", str(QUICKSTART), "--wait")
+
+
+async def test_rollouts_under_load_lose_no_stream(deployed: Deployed, progress: Progress) -> None:
+    async with streaming(deployed.url(), "capstan-tiny", CLIENTS) as streams:
+        for number in range(NUM_ROLLOUTS):
+            before = deployed.status()["revision"]
+            deployed.patch(engine={"batching": {"maxSequences": 31 - number % 2}})
+            await _until(deployed, lambda status, old=before: _rolled(status, old), "rolled out")
+    progress(f"{NUM_ROLLOUTS} rollouts: {streams.whole} whole streams, {streams.hurt or 'none'} hurt")
+    assert streams.whole > 0
+    assert streams.hurt == {}
+
+
+async def test_a_scale_down_drains_its_victim_though_the_operators_die_meanwhile(
+    deployed: Deployed, installation: Installation, progress: Progress
+) -> None:
+    deployed.kubectl("scale", "infd/quickstart", "--replicas=2")
+    await _until(deployed, lambda status: status.get("readyReplicas") == 2, "2 replicas ready")
+    async with streaming(deployed.url(), "capstan-tiny", CLIENTS) as streams:
+        await asyncio.sleep(5)
+        deployed.kubectl("scale", "infd/quickstart", "--replicas=1")
+        await asyncio.sleep(1)
+        deployed.cluster.kubectl(
+            "-n", installation.namespace, "delete", "pods", "-l", "app.kubernetes.io/component=operator",
+            "--grace-period=0", "--force",
+        )  # fmt: skip
+        await _until(deployed, lambda status: status.get("replicas") == 1, "back at 1 replica")
+    progress(f"scale-down with dead operators: {streams.whole} whole streams, {streams.hurt or 'none'} hurt")
+    assert streams.whole > 0
+    assert streams.hurt == {}
+
+
+@pytest.mark.needs_cluster("pods", "services", "image_loading", "faults")
+async def test_clients_do_not_notice_that_the_api_server_is_away(
+    deployed: Deployed, cluster: EmbeddedCluster, progress: Progress
+) -> None:
+    server = cluster.run.daemons["kube-apiserver"]
+    before = {pod["metadata"]["uid"] for pod in deployed.pods()}
+    async with streaming(deployed.url(), "capstan-tiny", CLIENTS) as streams:
+        server.kill()
+        await asyncio.sleep(OUTAGE_S)
+        server.start()
+        await asyncio.to_thread(_until_answers, cluster)
+    progress(f"API server away for {OUTAGE_S} s: {streams.whole} whole streams, {streams.hurt or 'none'} hurt")
+    assert streams.whole > 0
+    assert streams.hurt == {}
+    await _until(deployed, lambda status: status.get("readyReplicas") == 1, "1 replica ready")
+    assert {pod["metadata"]["uid"] for pod in deployed.pods()} == before
+
+
+def _rolled(status: dict[str, object], old: str) -> bool:
+    return status["revision"] != old and status["replicas"] == status["readyReplicas"] == 1
+
+
+async def _until(deployed: Deployed, holds: Callable[[dict[str, object]], bool], what: str) -> None:
+    """In a thread: the clients of this loop go on streaming."""
+    await asyncio.to_thread(deployed.until, holds, what, 240.0)
+
+
+def _until_answers(cluster: Cluster) -> None:
+    deadline = time.monotonic() + 60
+    while not cluster.answers("/readyz"):
+        assert time.monotonic() < deadline, "the API server does not come back"
+        time.sleep(0.5)
