@@ -9,7 +9,7 @@ CAPSTAN_TORCH ?= default
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-PACKAGES := capstan_api capstan_engine capstan_fetch capstan_gateway capstan_operator capstan_cli models dashboards
+PACKAGES := capstan_api capstan_engine capstan_fetch capstan_gateway capstan_operator capstan_cli models dashboards helm
 
 .PHONY: help
 help: ## List the targets

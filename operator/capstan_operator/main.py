@@ -18,7 +18,7 @@ from capstan_operator.config import OperatorConfig, read_config
 from capstan_operator.errors import CapstanOperatorError, InvalidConfig
 from capstan_operator.log import set_up
 from capstan_operator.operation import Operation
-from capstan_operator.world.kubernetes.api import connect
+from capstan_operator.world.kubernetes.connection import connect
 
 logger = logging.getLogger(__name__)
 

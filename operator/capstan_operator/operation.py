@@ -32,9 +32,10 @@ from capstan_operator.watches import WATCHED, Backoff, Watches
 from capstan_operator.world.base import World
 from capstan_operator.world.kubernetes.access import INFERENCE_DEPLOYMENTS, Resource
 from capstan_operator.world.kubernetes.api import KubernetesApi
+from capstan_operator.world.kubernetes.cluster import Cluster
 from capstan_operator.world.kubernetes.resync import resync
 from capstan_operator.world.kubernetes.store import Key, Store
-from capstan_operator.world.kubernetes.world import Cluster, KubernetesWorld
+from capstan_operator.world.kubernetes.world import KubernetesWorld
 
 logger = logging.getLogger(__name__)
 
@@ -237,6 +238,7 @@ class Operation:
             max_concurrent=1,
             connect_timeout_s=lease.margin_seconds,
             request_timeout_s=lease.margin_seconds,
+            longest_pause_s=0.0,
         )
         terms = Terms(
             name=lease.name,

@@ -18,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 
 from capstan_api import names
-from capstan_operator.world.kubernetes.api import connect
+from capstan_operator.world.kubernetes.connection import connect
 from cluster.embedded import EmbeddedCluster
 
 VARIABLE: Final = "CAPSTAN_CAMPAIGNS"
@@ -101,7 +101,8 @@ class Direct:
 
     async def watch(self, path: str) -> AsyncIterator[dict[str, Any]]:
         """Events from now on, for as long as the API server keeps the stream."""
-        async with self.session.get(f"{self.host}{path}?watch=true", read_bufsize=4 << 20) as answer:
+        forever = aiohttp.ClientTimeout()
+        async with self.session.get(f"{self.host}{path}?watch=true", read_bufsize=4 << 20, timeout=forever) as answer:
             async for line in answer.content:
                 yield json.loads(line)
 

@@ -20,7 +20,7 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from capstan_operator.world.kubernetes.api import connect
+from capstan_operator.world.kubernetes.connection import connect
 
 WRITES: Final = frozenset({"create", "update", "patch", "delete"})
 VERBS: Final = frozenset({"get", "list", "watch", *WRITES})

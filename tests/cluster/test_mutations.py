@@ -50,12 +50,12 @@ async def edit(site: Site, name: str, spec: Any) -> int:
 
 
 async def is_answered(site: Site, name: str, valid: str) -> object:
-    """True when the operator has judged the spec as it is now."""
+    """True when the operator has judged the spec as it is now; of a bad one, the last good generation is in force."""
     live = await site.live(name)
     conditions = {c["type"]: c for c in live.get("status", {}).get("conditions", ())}
-    said = conditions.get("ConfigurationValid", {})
-    answered = said.get("observedGeneration") == live["metadata"]["generation"] and said.get("status") == valid
-    return True if answered else f"{said} of generation {live['metadata']['generation']}: {live['spec']}"
+    said, generation = conditions.get("ConfigurationValid", {}), live["metadata"]["generation"]
+    answered = said.get("status") == valid and (valid == "False" or said["observedGeneration"] == generation)
+    return True if answered else f"{said} of generation {generation}: {live['spec']}"
 
 
 async def in_parallel(specs: list[Any], work: Any) -> None:

@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -18,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.needs_cluster("pods", "services", "im
 
 
 # More than two small replicas can serve, for long enough that a third starts beside them on two processors.
-RATE, LOAD_S = 9, 100
+RATE, LOAD_S = 12, 75
 
 
 @pytest.fixture
@@ -49,21 +51,31 @@ def test_limits_move_then_replicas_rise_and_fall_with_the_load(
     assert answer.choices[0].message.content
 
     with _load(quickstart.url(), tmp_path / "bench.json") as load:
-        high = quickstart.until(lambda status: status.get("readyReplicas") == 3, "3 replicas ready", within_s=240)
+        moved: list[str] = []
+        quickstart.until(lambda status: _noted(moved, status) == 3, "3 replicas ready", within_s=240)
         progress(f"quickstart: 3 replicas ready {time.monotonic() - started_s:.1f} s after kubectl apply")
         progress(quickstart.kubectl("get", "infd"))
         load.wait(timeout=LOAD_S + 120)
-    requests = json.loads((tmp_path / "bench.json").read_text())["requests"]
-    progress(f"quickstart: load {requests}")
-    assert requests["completed"] == requests["accepted"] > 0
-    assert requests["lost"] == requests["truncated"] == 0
-    actions = [decision["action"] for decision in reversed(high["decisionHistory"])]
-    assert actions.index("SetLimits") < actions.index("ScaleUp"), actions
+    results = Counter(request["result"] for request in json.loads((tmp_path / "bench.json").read_text())["requests"])
+    progress(f"quickstart: load {dict(results)}")
+    # Beyond what three of them serve, the rest is refused; nothing that was accepted is hurt.
+    assert results["completed"] > 0
+    assert results.keys() <= {"completed", "rejected"}, results
+    assert moved == ["limits", "replicas"], moved
 
     quickstart.until(lambda status: status.get("replicas") == 1, "back at 1 replica", within_s=240)
     progress(f"quickstart: back at 1 replica {time.monotonic() - started_s:.1f} s after kubectl apply")
-    events = quickstart.kubectl("get", "events", '--output=jsonpath={range .items[*]}{.reason}{"\\n"}{end}').split()
-    assert "ScaleUp" in events, events
+    actions = quickstart.kubectl("get", "events", '--output=jsonpath={range .items[*]}{.action}{"\\n"}{end}').split()
+    assert {"ScaleUp", "ScaleDown"} <= set(actions), actions
+
+
+def _noted(moved: list[str], status: dict[str, Any]) -> int:
+    """Note what has left its first value, in the order in which it was seen to; returns the replicas that are ready."""
+    if "limits" not in moved and status["summary"]["batch"] != "32x1024":
+        moved.append("limits")
+    if "replicas" not in moved and status["desiredReplicas"] > 1:
+        moved.append("replicas")
+    return int(status["readyReplicas"])
 
 
 def _load(url: str, report: Path) -> subprocess.Popen[bytes]:

@@ -31,11 +31,12 @@ from capstan_operator.world.kubernetes.access import (
     Where,
     policy_rules,
 )
-from capstan_operator.world.kubernetes.api import Call, KubernetesApi, connect
+from capstan_operator.world.kubernetes.api import Call, KubernetesApi
+from capstan_operator.world.kubernetes.cluster import Cluster as SharedWorld
+from capstan_operator.world.kubernetes.connection import connect
 from capstan_operator.world.kubernetes.installation import Installation
 from capstan_operator.world.kubernetes.resync import resync
 from capstan_operator.world.kubernetes.store import Key, Store
-from capstan_operator.world.kubernetes.world import Cluster as SharedWorld
 from capstan_operator.world.kubernetes.world import KubernetesWorld
 from cluster.embedded import EmbeddedCluster
 
@@ -44,7 +45,8 @@ pytestmark = pytest.mark.e2e
 CRD = Path(__file__).parents[2] / "crds" / "inferencedeployments.yaml"
 CHILDREN = "pods,services,poddisruptionbudgets,networkpolicies,configmaps,secrets,serviceaccounts,deployments"
 WATCHED = {INFERENCE_DEPLOYMENTS: "", PODS: names.LABEL_DEPLOYMENT, DEPLOYMENTS: names.LABEL_DEPLOYMENT}
-WITHIN_S = 60.0
+# The garbage collector notices a new kind within half a minute, and only then what it owns.
+WITHIN_S = 120.0
 
 
 @dataclass

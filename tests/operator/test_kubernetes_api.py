@@ -1,7 +1,9 @@
 """The client of the API server: what it sends, what it refuses to send, and what it makes of answers and silence."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -19,8 +21,10 @@ from capstan_operator.errors import (
     NotLeader,
     WorldError,
 )
+from capstan_operator.world.kubernetes import connection
 from capstan_operator.world.kubernetes.access import CONFIG_MAPS, LEASES, POD_MONITORS, PODS, SECRETS
-from capstan_operator.world.kubernetes.api import Call, KubernetesApi, connect
+from capstan_operator.world.kubernetes.api import Call, KubernetesApi
+from capstan_operator.world.kubernetes.connection import connect
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"x": 1}}
 CONFIG = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "default"}, "data": {}}
@@ -118,6 +122,45 @@ async def test_silence_ends_in_an_error_that_says_how_long_was_waited(
     assert [(call.verb, call.resource, call.code) for call in calls] == [("create", "pods", 0)]
 
 
+async def test_after_silence_most_requests_fail_at_once_and_an_answer_ends_that(
+    server: FakeKubernetes, transport: ApiClient
+) -> None:
+    now = 0.0
+    server.put("pods", POD)
+    api = KubernetesApi(transport, request_timeout_s=0.1, longest_pause_s=4, clock=lambda: now)
+    server.hang = asyncio.Event()
+    began_at = []
+    for _ in range(60):
+        before = len(server.requests)
+        with pytest.raises(ApiUnavailable) as raised:
+            await api.get(PODS, "default", "p")
+        if "no answer" in str(raised.value):
+            began_at.append(now)
+        assert len(server.requests) == before
+        now += 0.5
+    assert began_at[:5] == [0, 1, 3, 7, 11]
+    server.hang.set()
+    now += 4
+    await api.get(PODS, "default", "p")
+    server.hang = None
+    await api.get(PODS, "default", "p")
+
+
+async def test_nobody_waits_for_ever_behind_requests_that_hang(server: FakeKubernetes, transport: ApiClient) -> None:
+    held = asyncio.Event()
+
+    async def fence() -> None:
+        await held.wait()
+
+    api = KubernetesApi(transport, max_concurrent=1, request_timeout_s=0.1, fence=fence)
+    first = asyncio.create_task(api.create(PODS, POD))
+    with pytest.raises(ApiUnavailable, match="too many requests wait"):
+        await asyncio.gather(api.get(PODS, "default", "p"))
+    held.set()
+    await first
+    await api.get(PODS, "default", "p")
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[1, 2]", b"\xff", b""])
 async def test_an_answer_that_is_no_object_is_not_believed(
     server: FakeKubernetes, api: KubernetesApi, body: bytes
@@ -144,12 +187,14 @@ async def test_a_delete_names_the_uid_and_spares_a_namesake(server: FakeKubernet
     await api.delete(PODS, "default", "never-there", uid="x")
 
 
-async def test_every_write_asks_the_fence_and_a_read_does_not(server: FakeKubernetes, api: KubernetesApi) -> None:
+async def test_every_write_asks_the_fence_and_a_read_does_not(
+    server: FakeKubernetes, transport: ApiClient, api: KubernetesApi
+) -> None:
     async def shut() -> None:
         raise NotLeader("the lease is held by another")
 
     server.put("pods", POD)
-    fenced = api.behind(shut)
+    fenced = KubernetesApi(transport, fence=shut)
     await fenced.get(PODS, "default", "p")
     lease = {"metadata": {"name": "l", "namespace": "default"}}
     for write in (
@@ -168,7 +213,6 @@ async def test_every_write_asks_the_fence_and_a_read_does_not(server: FakeKubern
 
 async def test_requests_at_the_same_time_are_bounded(server: FakeKubernetes, transport: ApiClient) -> None:
     server.hang = asyncio.Event()
-    api = KubernetesApi(transport, max_concurrent=3)
     asked: list[int] = []
     third = asyncio.Event()
 
@@ -177,7 +221,7 @@ async def test_requests_at_the_same_time_are_bounded(server: FakeKubernetes, tra
         if len(asked) == 3:
             third.set()
 
-    fenced = api.behind(fence)
+    fenced = KubernetesApi(transport, max_concurrent=3, fence=fence)
     tasks = [asyncio.create_task(fenced.create(PODS, POD)) for _ in range(9)]
     await third.wait()
     for _ in range(50):
@@ -213,3 +257,36 @@ async def test_without_credentials_the_remedy_is_named(monkeypatch: pytest.Monke
     monkeypatch.setenv("KUBECONFIG", "/nowhere/kubeconfig")
     with pytest.raises(WorldError, match="/nowhere/kubeconfig cannot be used"):
         await connect()
+
+
+async def test_a_token_is_read_anew_before_it_expires(
+    server: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kubeconfig"
+
+    def issue(token: str) -> None:
+        cluster, user = {"server": server.url}, {"token": token}
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": user}],
+        }
+        path.write_text(json.dumps(config))
+
+    issue("first")
+    client = await connect(path)
+    api = KubernetesApi(client)
+    server.put("pods", POD)
+    await api.get(PODS, "default", "p")
+    issue("second")
+    await api.get(PODS, "default", "p")
+    monkeypatch.setattr(connection, "TOKEN_LASTS_S", 0.0)
+    await api.get(PODS, "default", "p")
+    assert [r.headers["Authorization"] for r in server.requests] == ["Bearer first", "Bearer first", "Bearer second"]
+    path.write_text("{}")
+    with pytest.raises(ApiForbidden, match="credentials cannot be renewed"):
+        await api.get(PODS, "default", "p")
+    await client.close()

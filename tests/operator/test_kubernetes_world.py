@@ -34,11 +34,13 @@ from capstan_operator.world.kubernetes.access import (
 )
 from capstan_operator.world.kubernetes.api import KubernetesApi
 from capstan_operator.world.kubernetes.children import LOOK_AGAIN_S
+from capstan_operator.world.kubernetes.cluster import Cluster
 from capstan_operator.world.kubernetes.identity import Component
 from capstan_operator.world.kubernetes.installation import Installation
 from capstan_operator.world.kubernetes.resync import resync
 from capstan_operator.world.kubernetes.store import Key, Store
-from capstan_operator.world.kubernetes.world import Cluster, KubernetesWorld, admin_token
+from capstan_operator.world.kubernetes.token import admin_token
+from capstan_operator.world.kubernetes.world import KubernetesWorld
 
 RESOURCES = {"pods": PODS, "deployments": DEPLOYMENTS, "inferencedeployments": INFERENCE_DEPLOYMENTS}
 SPEC: dict[str, Any] = {
@@ -82,6 +84,7 @@ class House:
     cluster: Cluster
     world: KubernetesWorld
     clock: Clock
+    client: ApiClient
 
     def reborn(self, deployment: InferenceDeployment) -> "House":
         """After a restart of the operator: nothing is remembered but what the API server lists."""
@@ -92,7 +95,7 @@ class House:
                 store.take(RESOURCES[kind], manifest)
         cluster = replace(self.cluster, store=store)
         self.server.requests.clear()
-        return House(self.server, cluster, KubernetesWorld(cluster, deployment), self.clock)
+        return House(self.server, cluster, KubernetesWorld(cluster, deployment), self.clock, self.client)
 
     async def start(self, ordinal: int = 0, deployment: InferenceDeployment | None = None) -> str:
         deployment = deployment or resource()
@@ -124,7 +127,7 @@ async def house() -> AsyncIterator[House]:
         cluster = Cluster(api, store, installation, b"key", http, "operator-0", clock)
         server.put("inferencedeployments", resource().document())
         server.requests.clear()
-        yield House(server, cluster, KubernetesWorld(cluster, resource()), clock)
+        yield House(server, cluster, KubernetesWorld(cluster, resource()), clock, client)
         await http.close()
         await client.close()
 
@@ -436,8 +439,8 @@ async def test_a_write_without_the_lease_ends_the_turn(house: House) -> None:
     async def shut() -> None:
         raise NotLeader("the lease is held by another")
 
-    cluster = replace(house.cluster, api=house.cluster.api.behind(shut))
-    world = KubernetesWorld(cluster, resource())
+    fenced = KubernetesApi(house.client, fence=shut, clock=house.clock)
+    world = KubernetesWorld(replace(house.cluster, api=fenced), resource())
     with pytest.raises(NotLeader):
         await world.prepare(resource(), frozenset())
     assert house.server.writes == []
@@ -465,6 +468,13 @@ async def test_what_is_refused_is_not_asked_for_at_every_turn(house: House) -> N
     house.clock.now += 30
     await house.start()
     assert len(await house.world.replicas()) == 1
+
+
+async def test_an_api_server_that_is_away_is_not_asked_for_one_thing_after_the_other(house: House) -> None:
+    house.server.faults.append(lambda _: refusal(503, "no leader in etcd"))
+    with pytest.raises(WorldError, match="no leader in etcd"):
+        await house.world.prepare(resource(), frozenset())
+    assert len(house.server.requests) == 2, "the surroundings and the revisions, once each"
 
 
 async def test_announcements_are_not_repeated_and_never_fail(house: House) -> None:
@@ -641,7 +651,7 @@ def test_the_roles_have_no_wildcard_and_secrets_cannot_be_read() -> None:
 
 async def test_many_worlds_do_not_look_again_at_the_same_moment(house: House) -> None:
     worlds = [KubernetesWorld(house.cluster, resource(uid=f"uid-{n}")) for n in range(20)]
-    waits = {world._children.look_again_s for world in worlds}
+    waits = {world._surroundings._children.look_again_s for world in worlds}
     assert len(waits) > 10
     assert all(0.8 * LOOK_AGAIN_S <= wait <= LOOK_AGAIN_S for wait in waits)
 

@@ -1,7 +1,7 @@
 """The API server, as far as the operator needs it: six verbs on plain manifests, bounded in time and number.
 
 Carries no models of objects and never tries again by itself: a control loop is the retry. The official client is only
-the transport, because it knows kubeconfigs, certificates and tokens that are renewed while we run.
+the transport (`connection`).
 
 The surprising idea: a request that `access.ACCESS` does not list is never sent, so the roles of the chart cannot fall
 behind the code, and a write is only sent after the fence has said that this operator is still the one that acts.
@@ -9,18 +9,15 @@ behind the code, and a write is only sent after the fence has said that this ope
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import aiohttp
-from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.config import ConfigException
 
 from capstan_operator.errors import (
     ApiConflict,
@@ -29,7 +26,6 @@ from capstan_operator.errors import (
     ApiInvalid,
     ApiNotFound,
     ApiUnavailable,
-    WorldError,
 )
 from capstan_operator.world.kubernetes.access import Resource, Verb, allowed
 
@@ -87,23 +83,20 @@ class KubernetesApi:
         max_concurrent: int = 20,
         connect_timeout_s: float = 5.0,
         request_timeout_s: float = 30.0,
+        longest_pause_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`longest_pause_s` bounds the pause after requests that nobody answered; 0 means to ask again at once."""
         self._client = client
         self._fence = fence
         self._on_call = on_call
         self._slots = asyncio.Semaphore(max_concurrent)
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, connect=connect_timeout_s)
+        self._longest_pause_s = longest_pause_s
         self._clock = clock
-        # The API server asked to be left alone until then.
+        # Until then nothing is sent: the API server asked for it, or was silent so many times in a row.
         self._pause_until = 0.0
-
-    def behind(self, fence: Fence) -> "KubernetesApi":
-        """The same connection with another fence."""
-        other = object.__new__(KubernetesApi)
-        other.__dict__.update(self.__dict__)
-        other._fence = fence
-        return other
+        self._silences = 0
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
         """The object as it is now."""
@@ -186,12 +179,22 @@ class KubernetesApi:
             path += f"/{quote(part, safe='')}" if part else ""
         if query:
             path += f"?{urlencode(query)}"
-        async with self._slots:
+        headers = {"Accept": accept, "Content-Type": content_type}
+        await self._slot(f"{verb} of {resource.plural}")
+        try:
             if verb not in _READS:
                 # Asked last, when only the sending is left: what it says is true for a short time only.
                 await self._fence()
-            headers = {"Accept": accept, "Content-Type": content_type}
             return await self._exchange(_METHODS[verb], path, verb, resource.plural, headers, body)
+        finally:
+            self._slots.release()
+
+    async def _slot(self, what: str) -> None:
+        """Wait for a turn no longer than for an answer: when all requests hang, nobody hangs behind them."""
+        try:
+            await asyncio.wait_for(self._slots.acquire(), self._timeout.total)
+        except TimeoutError:
+            raise ApiUnavailable(f"{what}: too many requests wait for their answer") from None
 
     async def _exchange(
         self,
@@ -204,7 +207,7 @@ class KubernetesApi:
     ) -> Manifest:
         left_s = self._pause_until - self._clock()
         if left_s > 0:
-            raise ApiUnavailable(f"the API server asked for a pause of {left_s:.0f} s more", 429, left_s)
+            raise ApiUnavailable(f"the API server gets a pause of {left_s:.1f} s more", retry_after_s=left_s)
         began, code = self._clock(), 0
         what = f"{verb} of {path.partition('?')[0]}"
         try:
@@ -216,9 +219,14 @@ class KubernetesApi:
             )
             content = await response.read()
             code = response.status
+            self._silences = 0
         except TimeoutError:
+            self._was_silent()
             raise ApiUnavailable(f"{what}: no answer within {self._timeout.total:g} s") from None
+        except ConfigException as error:
+            raise ApiForbidden(f"{what}: the credentials cannot be renewed: {error}") from None
         except (aiohttp.ClientError, OSError) as error:
+            self._was_silent()
             raise ApiUnavailable(f"{what}: the API server cannot be reached: {error}") from None
         finally:
             self._on_call(Call(Verb(verb), plural, code, self._clock() - began))
@@ -232,6 +240,12 @@ class KubernetesApi:
             raise ApiUnavailable(f"{what}: the answer is not an object", code)
         return answer
 
+    def _was_silent(self) -> None:
+        """Requests that hang would hold up those who ask, one after the other; most of them are spared that."""
+        self._silences += 1
+        pause_s = min(2.0 ** (self._silences - 1), self._longest_pause_s)
+        self._pause_until = max(self._pause_until, self._clock() + pause_s)
+
     def _refusal(self, what: str, code: int, content: bytes, headers: Mapping[str, str]) -> ApiError:
         message = f"{what} answers {code}: {_said(content)}"
         if code in (408, 429) or code >= 500:
@@ -240,28 +254,6 @@ class KubernetesApi:
                 self._pause_until = max(self._pause_until, self._clock() + retry_after_s)
             return ApiUnavailable(message, code, retry_after_s)
         return _REFUSALS.get(code, ApiInvalid)(message, code)
-
-
-async def connect(kubeconfig: Path | None = None) -> ApiClient:
-    """A transport with the credentials of `kubeconfig`, of the file in KUBECONFIG, or of the pod that this runs in.
-
-    Never those of a person's default context. Raises `WorldError` with the remedy.
-    """
-    configuration = Configuration()
-    path = kubeconfig or (Path(os.environ["KUBECONFIG"]) if os.environ.get("KUBECONFIG") else None)
-    try:
-        if path is not None:
-            await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=str(path), client_configuration=configuration, persist_config=False
-            )
-        else:
-            kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-    except (kubernetes_config.ConfigException, OSError) as error:
-        where = f"{path} cannot be used" if path else "not in a cluster, and KUBECONFIG is not set"
-        raise WorldError(f"no way to the API server: {where}: {error}") from None
-    # Python 3.13 refuses certificate authorities without a key identifier, which many clusters have.
-    configuration.disable_strict_ssl_verification = True
-    return ApiClient(configuration)
 
 
 def _said(content: bytes) -> str:

@@ -24,6 +24,8 @@ _SAME_WORDS_S: Final = 600.0
 _BURST: Final = 10
 _REFILL_S: Final = 30.0
 _LONGEST_NOTE: Final = 1000
+# Moments that somebody should look into; everything else is the law at work.
+_WARNINGS: Final = frozenset({"RolledBack"})
 
 
 class Announcer:
@@ -74,7 +76,7 @@ def event(identity: Identity, decision: DecisionStatus, instance: str, now: floa
         "kind": EVENTS.kind,
         "metadata": {"name": f"{identity.name}.{digest}", "namespace": identity.namespace},
         "eventTime": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "type": "Normal",
+        "type": "Warning" if decision.reason in _WARNINGS else "Normal",
         "reason": decision.reason,
         "action": decision.action.value,
         "note": decision.message[:_LONGEST_NOTE],
