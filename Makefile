@@ -49,8 +49,13 @@ test: setup ## Run every test that needs no GPU and no cluster; PARTS="contract 
 	@PYTHON=$(BIN)/python .ci/test $(PARTS)
 
 .PHONY: test-cluster
-test-cluster: setup ## Run the tests that need a Kubernetes cluster, building one where there is none; CAPSTAN_CAMPAIGNS=full for all
-	@PYTHON=$(BIN)/python SELECT='e2e and not gpu' .ci/test cluster
+test-cluster: setup ## Run the tests that need a Kubernetes cluster, built where there is none; FULL=1 runs the long campaigns too
+	@PYTHON=$(BIN)/python CAPSTAN_CAMPAIGNS=$(if $(FULL),full) \
+	  SELECT='e2e and not gpu$(if $(FULL),, and not slow)' .ci/test cluster
+
+.PHONY: cluster
+cluster: setup ## Start a Kubernetes cluster of its own on this machine and say how to use it
+	@PYTHONPATH=tests $(BIN)/python -m cluster up
 
 .PHONY: generate
 generate: setup ## Write the files that are generated from others

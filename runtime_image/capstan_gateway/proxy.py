@@ -119,6 +119,8 @@ class Proxy:
             failure = InternalError("The gateway failed on this request.")
         finally:
             self._interruptions.discard(interruption)
+        if reply.ended:
+            return Ended(Outcome.COMPLETED)
         outcome = Outcome.TRUNCATED if reply.started else outcome_of(failure.status)
         await reply.fail(failure)
         return Ended(outcome)

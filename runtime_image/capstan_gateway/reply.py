@@ -38,30 +38,33 @@ class Reply:
         self._send = send
         self.request_id = request_id
         self.started = False
+        self.ended = False
+        """The client has its whole answer; what goes wrong afterwards is not its concern."""
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """A complete response."""
         await self._start(status, {**headers, "content-length": str(len(body))})
+        self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def stream(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin a stream."""
         await self._start(status, {**headers, "x-accel-buffering": "no"})
 
-    async def write(self, chunk: bytes) -> None:
-        """Send a piece of a stream now; returns when the client's connection has room for more."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+    async def write(self, chunk: bytes, *, last: bool = False) -> None:
+        """Send a piece of a stream now; returns when the client's connection has room for more.
 
-    async def end(self) -> None:
-        """End a stream."""
-        await self._send({"type": "http.response.body", "body": b""})
+        With the `last` one the stream ends; what comes after it is not sent.
+        """
+        if not self.ended:
+            self.ended = last
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
 
     async def fail(self, error: GatewayError) -> None:
         """Say what went wrong, as a response or, inside a stream, as its last event."""
         body = orjson.dumps(error.body())
         if self.started:
-            await self.write(b"data: " + body + b"\n\ndata: [DONE]\n\n")
-            await self.end()
+            await self.write(b"data: " + body + b"\n\ndata: [DONE]\n\n", last=True)
         else:
             await self.whole(error.status, {"content-type": "application/json", **error.headers()}, body)
 

@@ -61,14 +61,20 @@ def built(cluster: Cluster, progress: Progress) -> dict[str, Image]:
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def installation(cluster: Cluster, built: dict[str, Image], progress: Progress) -> Iterator[Installation]:
-    """The chart, installed in a namespace of its own with the images that were built."""
+    """The chart, installed in a namespace of its own with the images that were built.
+
+    For one module only: others run an operator of their own before the same API server.
+    """
     with cluster.namespace() as namespace:
         installed = Installation(cluster, namespace, built)
+        # Helm does not take over a definition that another test applied.
+        installed.remove_definition()
         progress(f"operator installed by Helm and ready in {installed.install():.1f} s")
         yield installed
         installed.uninstall()
+        installed.remove_definition()
 
 
 @pytest.fixture

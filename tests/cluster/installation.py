@@ -42,8 +42,11 @@ class Installation:
         return time.monotonic() - started_s
 
     def uninstall(self) -> None:
-        """Remove the release and what the chart keeps on purpose."""
+        """Remove the release; the chart keeps the definition on purpose."""
         self.cluster.helm("uninstall", RELEASE, "--namespace", self.namespace, "--wait")
+
+    def remove_definition(self) -> None:
+        """Remove the CustomResourceDefinition, and with it every resource."""
         self.cluster.kubectl("delete", CRD, "--ignore-not-found", "--wait")
 
     def log(self) -> str:

@@ -22,7 +22,7 @@ from cluster.fault_proxy import VERBS, Fault, FaultProxy, How, proxy
 from cluster.gobuild import Progress
 from cluster.operator_process import OperatorProcess, operator, until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 CONVERGES_WITHIN_S = 60.0
 HELD_S = 10.0 if is_full() else 2.0
@@ -181,20 +181,18 @@ async def test_an_outage_of_the_api_server_touches_no_pod(
     )
 
 
-@pytest.mark.parametrize("fault", [Fault(How.HANG, verbs=("watch", "list"))], ids=str)
 async def test_it_is_never_alive_and_blind_for_longer_than_allowed(
-    control_plane: EmbeddedCluster, tmp_path: Path, progress: Progress, fault: Fault
+    control_plane: EmbeddedCluster, tmp_path: Path, progress: Progress
 ) -> None:
     campaign.install_kind(control_plane)
     async with scene(control_plane, tmp_path, "blind", maxBlindSeconds=BLIND_S) as made:
-        made.proxy.set(fault)
+        made.proxy.set(Fault(How.HANG, verbs=("watch", "list")))
 
         async def is_failing() -> object:
             status, text = await made.operator.page("/livez")
             return True if status == 503 and "was not heard" in text else f"{status} {text}"
 
         blind_s = await until("the liveness probe", is_failing, BLIND_S + 5)
-        # It is blind, not broken: what has to be written meanwhile is still written.
         made.operator.kill()
         await made.operator.ended()
         made.proxy.set(None)

@@ -15,7 +15,7 @@ from cluster.cluster import Cluster, CommandFailed
 from cluster.images import Image
 from cluster.layout import Layout
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs_cluster("pods", "image_loading")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.needs_cluster("pods", "image_loading")]
 
 READY_WITHIN_S = 120
 TOKEN = "an-admin-token"

@@ -24,7 +24,11 @@ from cluster.installation import ROOT, Deployed
 from cluster.layout import Layout
 from cluster.operator_process import OperatorProcess, operator, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.needs_cluster("pods", "services", "image_loading", "faults")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.needs_cluster("pods", "services", "image_loading", "faults"),
+]
 
 MODEL = ROOT / "runtime_image/models/capstan-tiny-draft"
 FILES = {path.name: path.read_bytes() for path in MODEL.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")}

@@ -89,6 +89,14 @@ async def gated(replica: FakeReplica, request: web.Request) -> web.StreamRespons
     return response
 
 
+async def linger(replica: FakeReplica, request: web.Request) -> web.StreamResponse:
+    """A whole answer whose connection stays open until the gate is released."""
+    response = await begin_stream(request)
+    await response.write(token_event("a") + LAST_EVENT + DONE)
+    await replica.gate.acquire()
+    return response
+
+
 async def hang(replica: FakeReplica, request: web.Request) -> web.StreamResponse:
     """No answer at all."""
     await asyncio.Event().wait()
@@ -247,6 +255,7 @@ class Scripts:
 
     answer = staticmethod(answer)
     gated = staticmethod(gated)
+    linger = staticmethod(linger)
     hang = staticmethod(hang)
     reset = staticmethod(reset)
     status = staticmethod(status)

@@ -110,3 +110,20 @@ async def test_a_drain_timeout_that_makes_no_sense_is_refused(door, timeout):
 async def _status(door):
     async with door.chat(stream=True) as response:
         return response.status
+
+
+async def test_an_answer_ends_with_its_end_marker_whatever_becomes_of_the_replicas_connection(
+    door, start_replica, scripts
+):
+    replica = await start_replica("r1", scripts.linger)
+    await door.put(replica)
+    async with door.chat(stream=True) as answer:
+        # The replica still holds its connection open.
+        whole = await answer.read()
+    async with door.admin("POST", "/admin/drain", json={"timeout_seconds": 0.01}):
+        pass
+    replica.gate.release()
+    assert whole.count(b"[DONE]") == 1
+    assert whole.endswith(b"data: [DONE]\n\n")
+    metrics = await door.metrics()
+    assert metrics.get("responses_total{outcome=truncated,slo_class=interactive}", 0) == 0
