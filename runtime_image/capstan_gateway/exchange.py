@@ -212,8 +212,8 @@ class Exchange:
                 if complete:
                     if not self._reply.started:
                         await self._reply.stream(response.status, headers)
-                    # The client has all at the end marker; the replica's connection may end later, or badly.
-                    await self._reply.write(complete, last=meter.done)
+                    await self._reply.write(complete)
+                    self._reply.is_whole = meter.done
         except (aiohttp.ClientError, OSError):
             # A connection lost behind the end marker has cost nothing.
             if not meter.done:
@@ -222,6 +222,7 @@ class Exchange:
             raise _TryAnother(_Retry.RESET)
         if not meter.done:
             raise _cut()
+        await self._reply.end()
         if ttft_s is None:
             # An answer without text is as fast as its end.
             ttft_s = self._fleet.clock() - self._incoming.arrival

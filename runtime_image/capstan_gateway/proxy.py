@@ -119,9 +119,9 @@ class Proxy:
             failure = InternalError("The gateway failed on this request.")
         finally:
             self._interruptions.discard(interruption)
-        if reply.ended:
-            return Ended(Outcome.COMPLETED)
         outcome = Outcome.TRUNCATED if reply.started else outcome_of(failure.status)
+        if reply.is_whole:
+            outcome = Outcome.COMPLETED
         await reply.fail(failure)
         return Ended(outcome)
 

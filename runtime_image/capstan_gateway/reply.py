@@ -38,33 +38,34 @@ class Reply:
         self._send = send
         self.request_id = request_id
         self.started = False
-        self.ended = False
-        """The client has its whole answer; what goes wrong afterwards is not its concern."""
+        self.is_whole = False
+        """The stream's own end marker has been sent: nothing may follow it."""
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """A complete response."""
         await self._start(status, {**headers, "content-length": str(len(body))})
-        self.ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def stream(self, status: int, headers: Mapping[str, str]) -> None:
         """Begin a stream."""
         await self._start(status, {**headers, "x-accel-buffering": "no"})
 
-    async def write(self, chunk: bytes, *, last: bool = False) -> None:
-        """Send a piece of a stream now; returns when the client's connection has room for more.
+    async def write(self, chunk: bytes) -> None:
+        """Send a piece of a stream now; returns when the client's connection has room for more."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
 
-        With the `last` one the stream ends; what comes after it is not sent.
-        """
-        if not self.ended:
-            self.ended = last
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
+    async def end(self) -> None:
+        """End a stream."""
+        await self._send({"type": "http.response.body", "body": b""})
 
     async def fail(self, error: GatewayError) -> None:
-        """Say what went wrong, as a response or, inside a stream, as its last event."""
+        """Say what went wrong, as a response or, inside a stream, as its last event; behind its end, nothing."""
         body = orjson.dumps(error.body())
-        if self.started:
-            await self.write(b"data: " + body + b"\n\ndata: [DONE]\n\n", last=True)
+        if self.is_whole:
+            await self.end()
+        elif self.started:
+            await self.write(b"data: " + body + b"\n\ndata: [DONE]\n\n")
+            await self.end()
         else:
             await self.whole(error.status, {"content-type": "application/json", **error.headers()}, body)
 
