@@ -120,7 +120,8 @@ def _simulated(run: Run, programs: dict[str, Path], found: clients.Clients) -> E
         etcd_peer_port=etcd_peer,
         controller_manager_port=controller_manager,
         scheduler_port=scheduler,
-        pods="10.244.0.0/16",
+        # What is sent to a simulated pod reaches nobody: these addresses are this machine's own.
+        pods="127.64.0.0/16",
         services="10.96.0.0/16",
         kubernetes_service_ip="10.96.0.1",
     )
