@@ -23,6 +23,7 @@ NODE_NAME = "node1"
 CLUSTER_DOMAIN = "cluster.local"
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 READY_WITHIN_S = 60.0
+_SHARE_ATTEMPTS = 5
 # Each would probe the machine for a file system or a device that the node does not use.
 SNAPSHOTTERS_OFF = ("blockfile", "btrfs", "devmapper", "erofs", "native", "zfs")
 
@@ -71,21 +72,22 @@ class Node:
         """
         store = self._run.folder / "containerd" / "io.containerd.content.v1.content" / "blobs" / "sha256"
         store.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(blob, store / digest.removeprefix("sha256:"))
-        except FileExistsError:
-            return True
-        except OSError:
-            return False
-        expected = (f"--expected-digest={digest}", f"--expected-size={blob.stat().st_size}")
-        with blob.open("rb") as content:
-            done = self._ctr("content", "ingest", *expected, digest, stdin=content)
-        if done.returncode == 0:
-            # Without a root or an image that holds it, it would be collected as garbage.
-            done = self._ctr("content", "label", digest, "containerd.io/gc.root=shared")
-        if done.returncode != 0:
-            raise StartFailed(f"{blob} could not be shared with containerd: {done.stderr}")
-        return True
+        # containerd may collect what nothing holds yet as garbage between two of these commands: then all over again.
+        for _ in range(_SHARE_ATTEMPTS):
+            try:
+                os.link(blob, store / digest.removeprefix("sha256:"))
+            except FileExistsError:
+                pass
+            except OSError:
+                return False
+            expected = (f"--expected-digest={digest}", f"--expected-size={blob.stat().st_size}")
+            with blob.open("rb") as content:
+                done = self._ctr("content", "ingest", *expected, digest, stdin=content)
+            if done.returncode == 0 or "already exists" in done.stderr:
+                done = self._ctr("content", "label", digest, "containerd.io/gc.root=shared")
+            if done.returncode == 0:
+                return True
+        raise StartFailed(f"{blob} could not be shared with containerd: {done.stderr}")
 
     def _ctr(self, *arguments: str, stdin: IO[bytes] | None = None) -> "subprocess.CompletedProcess[str]":
         # It must see the mounts that containerd sees, so it runs where containerd runs.

@@ -74,11 +74,20 @@ class Daemon:
         if pid := self.pid:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        self._wake()
+        self.process.wait(GONE_WITHIN_S)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, as SIGSTOP to make it hang and SIGCONT to let it go on."""
         os.kill(self.pid, number)
+        if number is signal.SIGCONT:
+            self._wake()
+
+    def _wake(self) -> None:
+        """What is started in front of the daemon stops itself when the daemon is stopped, and reaps it only awake."""
+        assert self.process is not None
+        if self.behind:
+            self.process.send_signal(signal.SIGCONT)
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> None:
         """Poll `ready`; raises StartFailed when the process ends first or the time is over."""

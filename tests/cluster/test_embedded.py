@@ -150,6 +150,21 @@ def test_the_api_server_can_be_hung_and_go_on(cluster: Cluster) -> None:
     assert cluster.kubectl("get", "--raw", "/readyz") == "ok"
 
 
+@pytest.mark.needs_cluster("faults")
+@pytest.mark.parametrize("hung", [False, True], ids=["awake", "hung"])
+def test_the_api_server_can_be_killed_and_comes_back(cluster: Cluster, hung: bool) -> None:
+    assert isinstance(cluster, embedded.EmbeddedCluster)
+    api_server = cluster.run.daemons["kube-apiserver"]
+    before = api_server.pid
+    if hung:
+        api_server.signal(signal.SIGSTOP)
+    api_server.kill()
+    assert not cluster.answers("/readyz")
+    api_server.start()
+    api_server.wait_until(lambda: cluster.answers("/readyz"), timeout_s=30)
+    assert api_server.pid not in {0, before}
+
+
 def test_a_cluster_that_ends_leaves_this_machine_as_it_was(progress: Progress) -> None:
     before = traces()
     require_node()
