@@ -14,11 +14,9 @@ from typing import Any, Final
 from capstan_api.metrics import Engine, Gateway, Operator
 from capstan_api.status import ConditionType
 from dashboards import control_plane, deployment
-from dashboards.queries import DEPLOYMENT, highest, in_condition, increase, rate, series
-from dashboards.rules import OBJECTIVE, Group, errors
+from dashboards.queries import DEPLOYMENT, highest, in_condition, increase, series, share
+from dashboards.rules import OBJECTIVE, RUNBOOK, Group, errors
 
-# Relative to the project; whoever installs the rules elsewhere may put an address before it.
-RUNBOOK: Final = "dashboards/runbook.md"
 CRITICAL, WARNING = "critical", "warning"
 _POD: Final = (*DEPLOYMENT, "pod")
 _WHO: Final = "{{ $labels.namespace }}/{{ $labels.deployment }}"
@@ -117,8 +115,7 @@ SERVICE: Final = (
     Alert(
         name="CapstanRequestsFail",
         severity=CRITICAL,
-        expr=f"{rate(Gateway.RESPONSES, DEPLOYMENT, '5m', outcome='~failed|truncated')} / "
-        f"{rate(Gateway.RESPONSES, DEPLOYMENT, '5m')} > 0.01",
+        expr=f"{share(Gateway.RESPONSES, DEPLOYMENT, '5m', outcome='~failed|truncated')} > 0.01",
         lasting="3m",
         summary=f"{_WHO} loses requests",
         description="{{ $value | humanizePercentage }} of the requests end in an error or in a stream that is cut off.",
@@ -295,8 +292,7 @@ OPERATOR: Final = (
     Alert(
         name="CapstanOperatorTurnsFail",
         severity=WARNING,
-        expr=f"sum by (namespace) (rate({series(Operator.TURNS, outcome='error')}[10m])) / "
-        f"sum by (namespace) (rate({series(Operator.TURNS)}[10m])) > 0.1",
+        expr=f"{share(Operator.TURNS, ('namespace',), '10m', outcome='error')} > 0.1",
         lasting="10m",
         summary="The Capstan operator fails in many of its turns",
         description="{{ $value | humanizePercentage }} of its turns end in an error.",

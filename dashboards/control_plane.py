@@ -6,9 +6,11 @@ from capstan_api.metrics import Operator
 from dashboards import queries as q
 from dashboards.frame import Row, Variable, frame
 from dashboards.panels import BAD, GOOD, WARN, Query, lines, number
+from dashboards.scope import Scope
 
 UID: Final = "capstan-operator"
 _WHERE: Final = {"namespace": "~$namespace"}
+_SCOPE: Final = Scope(_WHERE, among=())
 
 
 def render() -> str:
@@ -78,17 +80,21 @@ _LOOP: Final = [
         Query(q.quantile(0.5, Operator.RECONCILE_SECONDS, (), **_WHERE), "p50"),
         Query(q.quantile(0.99, Operator.RECONCILE_SECONDS, (), **_WHERE), "p99"),
     ),
-    lines(
+    _SCOPE.each(
         "Pace",
         "Time between two turns of a loop that nothing wakes; it grows with the number of objects.",
         "s",
-        Query(q.highest(Operator.TURN_INTERVAL, ("pod",), **_WHERE), "{{pod}}"),
+        q.highest,
+        Operator.TURN_INTERVAL,
+        "pod",
     ),
-    lines(
+    _SCOPE.each(
         "Turns by outcome",
         "Turns of all objects' loops; errors are retried with a growing pause.",
         "ops",
-        Query(q.rate(Operator.TURNS, ("outcome",), **_WHERE), "{{outcome}}"),
+        q.rate,
+        Operator.TURNS,
+        "outcome",
         stacked=True,
     ),
     lines(
@@ -98,27 +104,28 @@ _LOOP: Final = [
         Query(q.rate(Operator.DECISIONS, ("action",)), "{{action}}"),
         stacked=True,
     ),
-    lines(
+    _SCOPE.each(
         "Watch age",
         "Time since each watch was last known to be alive, by resource: the highest of all operators.",
         "s",
-        Query(q.highest(Operator.WATCH_AGE, ("resource",), **_WHERE), "{{resource}}"),
+        q.highest,
+        Operator.WATCH_AGE,
+        "resource",
         mark=120,
     ),
-    lines(
-        "Leadership",
-        "1 for the operator that holds the lease.",
-        "short",
-        Query(q.highest(Operator.IS_LEADER, ("pod",), **_WHERE), "{{pod}}"),
+    _SCOPE.each(
+        "Leadership", "1 for the operator that holds the lease.", "short", q.highest, Operator.IS_LEADER, "pod"
     ),
 ]
 
 _API: Final = [
-    lines(
+    _SCOPE.each(
         "Requests by verb",
         "Requests to the Kubernetes API. Writes are 0 while nothing changes.",
         "reqps",
-        Query(q.rate(Operator.API_REQUESTS, ("verb",), **_WHERE), "{{verb}}"),
+        q.rate,
+        Operator.API_REQUESTS,
+        "verb",
         stacked=True,
     ),
     lines(

@@ -11,10 +11,11 @@ from capstan_api.status import ConditionType
 from dashboards import queries as q
 from dashboards.frame import Row, Variable, frame
 from dashboards.panels import BAD, GOOD, WARN, Panel, Query, heat, lines, number
+from dashboards.scope import Scope
 
 UID: Final = "capstan-deployment"
 _WHERE: Final = {"namespace": "$namespace", "deployment": "$deployment"}
-_POD: Final = (*q.DEPLOYMENT, "pod")
+_SCOPE: Final = Scope(_WHERE)
 # A settled deployment is not progressing, and one that a person scales is not scaled: these two may well be False.
 _SHOULD_HOLD: Final = "|".join(
     kind for kind in ConditionType if kind not in (ConditionType.PROGRESSING, ConditionType.SCALING_ACTIVE)
@@ -44,24 +45,8 @@ def render() -> str:
 
 
 _NUMBERS: Final = [
-    number(
-        "Attainment 1h",
-        "Share of good requests in the last hour, of the class that fares worst.",
-        "percentunit",
-        Query(f"min({q.good_ratio('1h', **_WHERE)})", "attainment"),
-        (None, BAD),
-        (0.9, WARN),
-        (0.95, GOOD),
-    ),
-    number(
-        "Budget left",
-        "Error budget left over the SLO's own window, of the class that has least; negative when overdrawn.",
-        "percentunit",
-        Query(f"min({q.highest(Operator.BUDGET, q.CLASS, **_WHERE)})", "budget"),
-        (None, BAD),
-        (0, WARN),
-        (0.25, GOOD),
-    ),
+    _SCOPE.lowest_attainment("Attainment 1h"),
+    _SCOPE.least_budget("Budget left"),
     number(
         "Burn rate 1h",
         "How many times faster than sustainable the budget is spent, of the class that spends fastest.",
@@ -71,12 +56,7 @@ _NUMBERS: Final = [
         (1, WARN),
         (6, BAD),
     ),
-    number(
-        "Replicas ready",
-        "Replicas that take requests.",
-        "short",
-        Query(q.highest(Operator.READY_REPLICAS, q.DEPLOYMENT, **_WHERE), "ready"),
-    ),
+    _SCOPE.replicas_ready(),
     number(
         "Conditions not as they should be",
         "Conditions of the resource that are False; `kubectl describe infd` tells which and why.",
@@ -85,30 +65,23 @@ _NUMBERS: Final = [
         (None, GOOD),
         (1, WARN),
     ),
-    number(
-        "Accelerator-hours",
-        "Running time of all replicas within the range shown.",
-        "h",
-        Query(q.increase(Operator.REPLICA_HOURS, q.DEPLOYMENT, "$__range", **_WHERE), "hours"),
-    ),
+    _SCOPE.accelerator_hours(),
 ]
 
 _SERVICE_LEVELS: Final[Sequence[Panel]] = [
-    lines(
-        "TTFT",
-        "Time to first token as clients see it, by class; dashes are the declared threshold.",
-        "s",
-        Query(q.quantile(0.5, Gateway.TTFT, q.CLASS, **_WHERE), "{{slo_class}} p50"),
-        Query(q.quantile(0.95, Gateway.TTFT, q.CLASS, **_WHERE), "{{slo_class}} p95"),
-        Query(q.threshold("ttft", **_WHERE), "{{slo_class}} threshold", dashed=True),
-    ),
-    lines(
-        "TPOT",
-        "Time per output token as clients see it, by class; dashes are the declared threshold.",
-        "s",
-        Query(q.quantile(0.5, Gateway.TPOT, q.CLASS, **_WHERE), "{{slo_class}} p50"),
-        Query(q.quantile(0.95, Gateway.TPOT, q.CLASS, **_WHERE), "{{slo_class}} p95"),
-        Query(q.threshold("tpot", **_WHERE), "{{slo_class}} threshold", dashed=True),
+    *(
+        lines(
+            title,
+            f"{sentence} as clients see it, by class; dashes are the declared threshold.",
+            "s",
+            Query(q.quantile(0.5, metric, q.CLASS, **_WHERE), "{{slo_class}} p50"),
+            Query(q.quantile(0.95, metric, q.CLASS, **_WHERE), "{{slo_class}} p95"),
+            Query(q.threshold(objective, **_WHERE), "{{slo_class}} threshold", dashed=True),
+        )
+        for title, sentence, metric, objective in (
+            ("TTFT", "Time to first token", Gateway.TTFT, "ttft"),
+            ("TPOT", "Time per output token", Gateway.TPOT, "tpot"),
+        )
     ),
     heat(
         "TTFT of all requests",
@@ -116,36 +89,19 @@ _SERVICE_LEVELS: Final[Sequence[Panel]] = [
         "s",
         q.buckets(Gateway.TTFT, **_WHERE),
     ),
-    lines(
-        "Attainment",
-        "Share of requests that met every threshold, over the last 5 minutes; dashes are the objective.",
-        "percentunit",
-        Query(q.good_ratio("5m", **_WHERE), "{{slo_class}}"),
-        Query(q.highest(Operator.OBJECTIVE, q.CLASS, **_WHERE), "{{slo_class}} objective", dashed=True),
-    ),
-    lines(
-        "Burn rate",
-        "How many times faster than sustainable the error budget is spent.",
-        "short",
-        Query(q.burn_rate("5m", **_WHERE), "{{slo_class}} 5m"),
-        Query(q.burn_rate("1h", **_WHERE), "{{slo_class}} 1h", dashed=True),
-        mark=1,
-    ),
-    lines(
-        "Error budget left",
-        "What is left of the misses that the objective allows over the SLO's window.",
-        "percentunit",
-        Query(q.highest(Operator.BUDGET, q.CLASS, **_WHERE), "{{slo_class}}"),
-        mark=0,
-    ),
+    _SCOPE.attainment(),
+    _SCOPE.burn_rate(),
+    _SCOPE.budget_left(),
 ]
 
 _LOAD: Final = [
-    lines(
+    _SCOPE.each(
         "Requests by outcome",
         "Requests that ended at the gateway. Rejected ones met a full queue; failed and truncated ones are our fault.",
         "reqps",
-        Query(q.rate(Gateway.RESPONSES, (*q.DEPLOYMENT, "outcome"), **_WHERE), "{{outcome}}"),
+        q.rate,
+        Gateway.RESPONSES,
+        "outcome",
         stacked=True,
     ),
     lines(
@@ -168,11 +124,13 @@ _LOAD: Final = [
         "s",
         Query(q.quantile(0.95, Engine.QUEUE, q.CLASS, **_WHERE), "{{slo_class}} p95"),
     ),
-    lines(
+    _SCOPE.each(
         "Routing",
         "Why the gateway chose the replica it chose.",
         "reqps",
-        Query(q.rate(Gateway.ROUTED, (*q.DEPLOYMENT, "reason"), **_WHERE), "{{reason}}"),
+        q.rate,
+        Gateway.ROUTED,
+        "reason",
         stacked=True,
     ),
     lines(
@@ -202,11 +160,13 @@ _LIMITS: Final = [
 ]
 
 _REPLICAS: Final = [
-    lines(
+    _SCOPE.each(
         "Changes of the limits",
         "By cause: the operator, or a lease that ran out because the operator fell silent.",
         "cps",
-        Query(q.rate(Engine.LIMIT_CHANGES, (*q.DEPLOYMENT, "cause"), **_WHERE), "{{cause}}"),
+        q.rate,
+        Engine.LIMIT_CHANGES,
+        "cause",
     ),
     lines(
         "Replicas",
@@ -243,11 +203,13 @@ _ENGINES: Final = [
         "s",
         Query(q.quantile(0.95, Engine.STEP, (*q.DEPLOYMENT, "phase"), **_WHERE), "{{phase}} p95"),
     ),
-    lines(
+    _SCOPE.each(
         "KV cache",
         "Blocks that running requests hold, blocks that are kept for their prefix, and free ones.",
         "short",
-        Query(q.total(Engine.KV_BLOCKS, (*q.DEPLOYMENT, "state"), **_WHERE), "{{state}}"),
+        q.total,
+        Engine.KV_BLOCKS,
+        "state",
         stacked=True,
     ),
     lines(
@@ -266,57 +228,73 @@ _ENGINES: Final = [
         "cps",
         Query(q.rate(Engine.PREEMPTIONS, q.DEPLOYMENT, **_WHERE), "preemptions"),
     ),
-    lines(
+    _SCOPE.each(
         "Ends of requests",
         "How sequences ended in the engines.",
         "reqps",
-        Query(q.rate(Engine.FINISHED, (*q.DEPLOYMENT, "finished_reason"), **_WHERE), "{{finished_reason}}"),
+        q.rate,
+        Engine.FINISHED,
+        "finished_reason",
         stacked=True,
     ),
-    lines(
+    _SCOPE.each(
         "Refusals",
         "Requests that engines refused, by reason.",
         "reqps",
-        Query(q.rate(Engine.REJECTED, (*q.DEPLOYMENT, "reason"), **_WHERE), "{{reason}}"),
+        q.rate,
+        Engine.REJECTED,
+        "reason",
         stacked=True,
     ),
 ]
 
 _PODS: Final = [
-    lines(
+    _SCOPE.each(
         "Running requests",
         "Requests that hold KV blocks, by pod; the spread shows how evenly the gateway routes.",
         "short",
-        Query(q.total(Engine.RUNNING, _POD, **_WHERE), "{{pod}}"),
+        q.total,
+        Engine.RUNNING,
+        "pod",
     ),
-    lines(
+    _SCOPE.each(
         "KV use",
         "Share of KV blocks that running requests hold, by pod.",
         "percentunit",
-        Query(q.highest(Engine.KV_USAGE, _POD, **_WHERE), "{{pod}}"),
+        q.highest,
+        Engine.KV_USAGE,
+        "pod",
     ),
-    lines(
+    _SCOPE.each(
         "Time in steps",
         "Share of time that the step loop computes, by pod.",
         "percentunit",
-        Query(q.rate(Engine.BUSY, _POD, **_WHERE), "{{pod}}"),
+        q.rate,
+        Engine.BUSY,
+        "pod",
     ),
-    lines(
+    _SCOPE.each(
         "Heartbeat",
         "Turns of the step loop, by pod, idle ones too: 0 is a stuck engine.",
         "cps",
-        Query(q.rate(Engine.HEARTBEAT, _POD, **_WHERE), "{{pod}}"),
+        q.rate,
+        Engine.HEARTBEAT,
+        "pod",
     ),
-    lines(
+    _SCOPE.each(
         "Output tokens",
         "Tokens generated per second, by pod.",
         "short",
-        Query(q.rate(Engine.OUTPUT_TOKENS, _POD, **_WHERE), "{{pod}}"),
+        q.rate,
+        Engine.OUTPUT_TOKENS,
+        "pod",
     ),
-    lines(
+    _SCOPE.each(
         "In flight",
         "Requests that the gateways proxy to each replica.",
         "short",
-        Query(q.total(Gateway.IN_FLIGHT, (*q.DEPLOYMENT, "replica"), **_WHERE), "{{replica}}"),
+        q.total,
+        Gateway.IN_FLIGHT,
+        "replica",
     ),
 ]

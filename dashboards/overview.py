@@ -8,12 +8,14 @@ from typing import Final
 from capstan_api.metrics import Gateway, Operator
 from dashboards import queries as q
 from dashboards.frame import Row, Variable, frame
-from dashboards.panels import BAD, GOOD, WARN, Column, Query, lines, number, rows_of
+from dashboards.panels import Column, Query, lines, number, rows_of
+from dashboards.scope import Scope
 
 UID: Final = "capstan-overview"
 _WHERE: Final = {"namespace": "~$namespace", "deployment": "~$deployment"}
-_CLASS: Final = "{{deployment}} {{slo_class}}"
 _NAME: Final = "{{deployment}}"
+_CLASS: Final = f"{_NAME} {{{{slo_class}}}}"
+_SCOPE: Final = Scope(_WHERE, who=_NAME)
 _LIMIT: Final = (*q.DEPLOYMENT, "limit")
 
 
@@ -44,83 +46,33 @@ _NUMBERS: Final = [
         "short",
         Query(f"count({q.highest(Operator.DESIRED_REPLICAS, q.DEPLOYMENT, **_WHERE)})", "deployments"),
     ),
-    number(
-        "Lowest attainment",
-        "Share of good requests in the last hour, of the class that fares worst.",
-        "percentunit",
-        Query(f"min({q.good_ratio('1h', **_WHERE)})", "attainment"),
-        (None, BAD),
-        (0.9, WARN),
-        (0.95, GOOD),
-    ),
-    number(
-        "Least budget left",
-        "Error budget left over the SLO's own window, of the class that has least; negative when overdrawn.",
-        "percentunit",
-        Query(f"min({q.highest(Operator.BUDGET, q.CLASS, **_WHERE)})", "budget"),
-        (None, BAD),
-        (0, WARN),
-        (0.25, GOOD),
-    ),
+    _SCOPE.lowest_attainment("Lowest attainment"),
+    _SCOPE.least_budget("Least budget left"),
     number(
         "Requests",
         "Requests per second that arrive at all gateways.",
         "reqps",
         Query(f"sum({q.rate(Gateway.REQUESTS, q.DEPLOYMENT, **_WHERE)})", "requests"),
     ),
-    number(
-        "Replicas ready",
-        "Replicas that take requests, of all deployments.",
-        "short",
-        Query(f"sum({q.highest(Operator.READY_REPLICAS, q.DEPLOYMENT, **_WHERE)})", "ready"),
-    ),
-    number(
-        "Accelerator-hours",
-        "Running time of all replicas within the range shown.",
-        "h",
-        Query(f"sum({q.increase(Operator.REPLICA_HOURS, q.DEPLOYMENT, '$__range', **_WHERE)})", "hours"),
-    ),
+    _SCOPE.replicas_ready(),
+    _SCOPE.accelerator_hours(),
 ]
 
-_SERVICE_LEVELS: Final = [
-    lines(
-        "Attainment",
-        "Share of requests that met every threshold of their class, over the last 5 minutes, as clients saw it.",
-        "percentunit",
-        Query(q.good_ratio("5m", **_WHERE), _CLASS),
-        Query(q.highest(Operator.OBJECTIVE, q.CLASS, **_WHERE), f"{_CLASS} objective", dashed=True),
-    ),
-    lines(
-        "Error budget left",
-        "What is left of the misses that the objective allows over the SLO's window; below 0 it is overdrawn.",
-        "percentunit",
-        Query(q.highest(Operator.BUDGET, q.CLASS, **_WHERE), _CLASS),
-        mark=0,
-    ),
-    lines(
-        "Burn rate",
-        "How many times faster than sustainable the budget is spent, over 5 minutes and over the last hour.",
-        "short",
-        Query(q.burn_rate("5m", **_WHERE), f"{_CLASS} 5m"),
-        Query(q.burn_rate("1h", **_WHERE), f"{_CLASS} 1h", dashed=True),
-        mark=1,
-    ),
-]
+_SERVICE_LEVELS: Final = [_SCOPE.attainment(), _SCOPE.budget_left(), _SCOPE.burn_rate()]
 
 _LATENCIES: Final = [
-    lines(
-        "TTFT p95 of its threshold",
-        "95th percentile of the time to first token, held time included, as a share of the class's threshold.",
-        "percentunit",
-        Query(q.against_threshold(Gateway.TTFT, "ttft", **_WHERE), _CLASS),
-        mark=1,
-    ),
-    lines(
-        "TPOT p95 of its threshold",
-        "95th percentile of the time per output token, as a share of the class's threshold.",
-        "percentunit",
-        Query(q.against_threshold(Gateway.TPOT, "tpot", **_WHERE), _CLASS),
-        mark=1,
+    *(
+        lines(
+            f"{title} p95 of its threshold",
+            f"95th percentile of {sentence}, as a share of the class's threshold.",
+            "percentunit",
+            Query(q.against_threshold(metric, objective, **_WHERE), _CLASS),
+            mark=1,
+        )
+        for title, sentence, metric, objective in (
+            ("TTFT", "the time to first token, held time included", Gateway.TTFT, "ttft"),
+            ("TPOT", "the time per output token", Gateway.TPOT, "tpot"),
+        )
     ),
     lines(
         "Requests",

@@ -78,15 +78,20 @@ def buckets(metric: Metric, window: str = RATE_WINDOW, **where: str) -> str:
     return rate(metric, ("le",), window, "_bucket", **where)
 
 
-def bad_ratio(window: str, **where: str) -> str:
-    """Share of the requests that missed a threshold or failed, per class, as clients saw it. No requests: no value."""
-    good = rate(Gateway.SLO_GOOD, CLASS, window, objective="all", **where)
-    return f"1 - {good} / {rate(Gateway.SLO_TOTAL, CLASS, window, **where)}"
+def share(metric: Metric, by: Sequence[str], window: str, **of_all: str) -> str:
+    """Which part of a counter's events are those of the labels `of_all`, over the window. No events: no value."""
+    return f"{rate(metric, by, window, **of_all)} / {rate(metric, by, window)}"
 
 
 def good_ratio(window: str, **where: str) -> str:
+    """Share of the requests that met every threshold, per class, as clients saw it. No requests: no value."""
     good = rate(Gateway.SLO_GOOD, CLASS, window, objective="all", **where)
     return f"{good} / {rate(Gateway.SLO_TOTAL, CLASS, window, **where)}"
+
+
+def bad_ratio(window: str, **where: str) -> str:
+    """Share of the requests that missed a threshold or failed."""
+    return f"1 - {good_ratio(window, **where)}"
 
 
 def burn_rate(window: str, **where: str) -> str:

@@ -17,6 +17,8 @@ from capstan_api.metrics import Operator
 from dashboards.queries import CLASS, bad_ratio, highest, series
 
 WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+# Relative to the project; the chart puts the address of somebody's own copy in its place.
+RUNBOOK: Final = "dashboards/runbook.md"
 OBJECTIVE: Final = "capstan:slo_objective:ratio"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from dashboards.alerts import ALERTS, RUNBOOK, Alert
+from dashboards.alerts import ALERTS, Alert
 
 from capstan_api.metrics import Engine, Gateway, Metric, Operator
 from dashboards import rules
@@ -306,7 +306,7 @@ def test_an_error_ratio_that_nobody_records_cannot_be_alerted_on() -> None:
 
 
 def test_every_alert_leads_to_its_page_and_to_a_dashboard() -> None:
-    anchors = {line[3:].lower() for line in (ROOT / RUNBOOK).read_text().splitlines() if line.startswith("## ")}
+    anchors = {line[3:].lower() for line in (ROOT / rules.RUNBOOK).read_text().splitlines() if line.startswith("## ")}
     boards = {json.loads(path.read_text())["uid"] for path in (ROOT / "dashboards/generated").glob("*.json")}
     generated = yaml.safe_load(RULES.read_text())
     written = [rule for group in generated["groups"] for rule in group["rules"] if "alert" in rule]
@@ -314,7 +314,7 @@ def test_every_alert_leads_to_its_page_and_to_a_dashboard() -> None:
     for rule in written:
         notes = rule["annotations"]
         page, _, anchor = notes["runbook_url"].partition("#")
-        assert page == RUNBOOK
+        assert page == rules.RUNBOOK
         assert anchor in anchors
         assert re.split(r"[/?]", notes["dashboard_url"])[2] in boards
         assert rule["labels"]["severity"] in ("critical", "warning")

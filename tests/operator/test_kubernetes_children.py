@@ -1,0 +1,155 @@
+"""What is made for a resource and put right again: when it is written, and what is left alone."""
+
+import json
+
+import pytest
+from kubernetes_house import House, resource
+
+from capstan_operator.decide import render
+from capstan_operator.errors import WorldError
+from capstan_operator.world.kubernetes.children import LOOK_AGAIN_S
+from capstan_operator.world.kubernetes.world import KubernetesWorld
+
+
+async def test_everything_that_is_needed_is_made_and_owned(house: House) -> None:
+    await house.turn()
+    await house.start()
+    made = {(kind, name) for kind, _, name in house.server.objects if kind != "inferencedeployments"}
+    revision = render.revision(resource())
+    assert made == {
+        ("pods", f"llama-{revision}-0"),
+        ("configmaps", f"llama-{revision}"),
+        ("configmaps", "llama-gateway"),
+        ("secrets", "llama-admin"),
+        ("deployments", "llama-gateway"),
+        ("services", "llama"),
+        ("services", "llama-engines"),
+        ("serviceaccounts", "llama-engine"),
+        ("poddisruptionbudgets", "llama"),
+        ("networkpolicies", "llama-engine"),
+        ("networkpolicies", "llama-gateway"),
+        ("podmonitors", "llama"),
+    }
+    for (kind, _, name), manifest in house.server.objects.items():
+        if kind != "inferencedeployments":
+            assert manifest["metadata"]["ownerReferences"][0]["uid"] == "uid-1", (kind, name)
+
+
+async def test_a_second_turn_asks_for_nothing_and_writes_nothing(house: House) -> None:
+    await house.turn()
+    await house.start()
+    await house.turn()
+    house.server.requests.clear()
+    for _ in range(5):
+        house.clock.now += 1
+        await house.turn()
+    assert house.server.requests == []
+
+
+async def test_after_a_restart_it_reads_and_writes_only_the_token_that_it_cannot_read(house: House) -> None:
+    await house.turn()
+    await house.start()
+    await house.turn()
+    again = house.reborn(resource())
+    await again.turn()
+    await again.start()
+    assert [(r.verb, r.resource) for r in again.server.writes] == [
+        ("patch", "secrets"),
+        ("create", "configmaps"),
+        ("create", "pods"),
+    ]
+    assert len([key for key in again.server.objects if key[0] == "pods"]) == 1
+    again.server.requests.clear()
+    await again.turn()
+    assert again.server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("services", "llama"), ("networkpolicies", "llama-engine"), ("configmaps", "llama-gateway")],
+)
+async def test_what_somebody_changes_is_put_right_at_the_next_look(house: House, kind: str, name: str) -> None:
+    await house.turn()
+    before = json.dumps(house.server.find(kind, name), sort_keys=True)
+    field = "data" if kind == "configmaps" else "spec"
+    house.server.change(kind, name, **{field: {"selector": {"somebody": "else"}}})
+    house.clock.now += LOOK_AGAIN_S
+    await house.turn()
+    after = house.server.find(kind, name)
+    assert after[field].items() >= json.loads(before)[field].items()
+
+
+async def test_what_somebody_deletes_comes_back(house: House) -> None:
+    await house.turn()
+    house.server.remove("services", "llama")
+    house.server.remove("deployments", "llama-gateway")
+    house.clock.now += LOOK_AGAIN_S
+    await house.turn()
+    assert house.server.find("services", "llama")
+    assert house.server.find("deployments", "llama-gateway")
+
+
+async def test_a_gateway_that_somebody_scales_is_scaled_back_at_once(house: House) -> None:
+    await house.turn()
+    live = house.server.find("deployments", "llama-gateway")
+    house.server.change("deployments", "llama-gateway", spec={**live["spec"], "replicas": 0})
+    await house.turn()
+    assert house.server.find("deployments", "llama-gateway")["spec"]["replicas"] == 1
+
+
+@pytest.mark.parametrize("kind", ["services", "configmaps", "deployments"])
+async def test_what_somebody_else_made_is_left_alone_and_named(house: House, kind: str) -> None:
+    name = "llama" if kind == "services" else "llama-gateway"
+    theirs = house.server.put(kind, {"metadata": {"name": name}, "data": {"mine": "yes"}})
+    with pytest.raises(WorldError, match=f"{name} was not made by Capstan; remove it or rename"):
+        await house.turn()
+    assert house.server.find(kind, name) == theirs
+    if kind == "services":
+        assert house.server.find("networkpolicies", "llama-engine"), "the others are made nevertheless"
+
+
+async def test_switches_take_away_what_they_gave(house: House) -> None:
+    await house.turn()
+    off = resource(disruption={"budget": "Disabled"}, observability={"podMonitor": "Disabled"})
+    await house.turn(off)
+    kinds = {kind for kind, _, _ in house.server.objects}
+    assert not kinds & {"poddisruptionbudgets", "podmonitors"}
+    house.server.requests.clear()
+    await house.turn(off)
+    assert house.server.requests == []
+
+
+async def test_kinds_that_are_not_installed_are_done_without(house: House) -> None:
+    house.server.kinds = frozenset()
+    await house.turn(resource(routing={"inferencePool": "Enabled"}))
+    assert not {kind for kind, _, _ in house.server.objects} & {"podmonitors", "inferencepools"}
+    house.server.kinds = frozenset({"podmonitors", "inferencepools"})
+    house.clock.now += LOOK_AGAIN_S
+    await house.turn(resource(routing={"inferencePool": "Enabled"}))
+    assert {kind for kind, _, _ in house.server.objects} >= {"podmonitors", "inferencepools"}
+
+
+async def test_the_budget_follows_the_replicas_that_stay(house: House) -> None:
+    for ordinal in range(3):
+        await house.start(ordinal)
+    await house.turn()
+    assert house.server.find("poddisruptionbudgets", "llama")["spec"]["minAvailable"] == 2
+    await house.world.drain_replica(f"llama-{render.revision(resource())}-2", 60)
+    await house.turn()
+    assert house.server.find("poddisruptionbudgets", "llama")["spec"]["minAvailable"] == 1
+
+
+async def test_applied_fields_are_ours_only(house: House) -> None:
+    await house.turn()
+    await house.start()
+    for request in house.server.writes:
+        if request.verb == "patch":
+            assert "status" not in request.body
+            assert set(request.body["metadata"]) <= {"name", "namespace", "labels", "annotations", "ownerReferences"}
+
+
+async def test_many_worlds_do_not_look_again_at_the_same_moment(house: House) -> None:
+    worlds = [KubernetesWorld(house.cluster, resource(uid=f"uid-{n}")) for n in range(20)]
+    waits = {world._surroundings._children.look_again_s for world in worlds}
+    assert len(waits) > 10
+    assert all(0.8 * LOOK_AGAIN_S <= wait <= LOOK_AGAIN_S for wait in waits)
