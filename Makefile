@@ -9,7 +9,7 @@ CAPSTAN_TORCH ?= default
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-PACKAGES := capstan_api capstan_engine capstan_fetch capstan_gateway capstan_operator capstan_cli models dashboards helm
+PACKAGES := capstan_api capstan_engine capstan_fetch capstan_gateway capstan_operator capstan_sim capstan_cli models dashboards helm
 
 .PHONY: help
 help: ## List the targets
@@ -52,6 +52,14 @@ test: setup ## Run every test that needs no GPU and no cluster; PARTS="contract 
 test-cluster: setup ## Run the tests that need a Kubernetes cluster, built where there is none; FULL=1 runs the long campaigns too
 	@PYTHON=$(BIN)/python CAPSTAN_CAMPAIGNS=$(if $(FULL),full,short) LIMIT=$(if $(FULL),6h,40m) PYTEST_TIMEOUT=$(if $(FULL),7200,600) \
 	  SELECT='e2e and not gpu$(if $(FULL),, and not slow)' .ci/test cluster
+
+.PHONY: bench
+bench: setup ## Measure the CPU path against its peers, on a machine that does nothing else
+	@$(BIN)/python tests/bench/cpu.py
+
+.PHONY: bench-gpu
+bench-gpu: setup ## Measure the kernels on this machine's GPU
+	@$(BIN)/python tests/bench/kernels.py
 
 .PHONY: cluster
 cluster: setup ## Start a Kubernetes cluster of its own on this machine and say how to use it

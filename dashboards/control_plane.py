@@ -10,6 +10,7 @@ from dashboards.scope import Scope
 
 UID: Final = "capstan-operator"
 _WHERE: Final = {"namespace": "~$namespace"}
+_FAILED: Final = "~40[^4]|4[^0].|5..|error"
 _SCOPE: Final = Scope(_WHERE, among=())
 
 
@@ -128,12 +129,22 @@ _API: Final = [
         "verb",
         stacked=True,
     ),
+    _SCOPE.each(
+        "Admission reviews",
+        "Answers to the API server about new and changed specs, by verdict: passed, warned, refused.",
+        "reqps",
+        q.rate,
+        Operator.REVIEWS,
+        "verdict",
+        stacked=True,
+    ),
     lines(
         "Failed requests",
-        "Answers of 400 and above, and requests without an answer, by resource and code.",
+        "Answers of 400 and above, and requests without an answer, by resource and code. 404 is none: it looks what is "
+        "there before it writes.",
         "reqps",
         Query(
-            f"{q.rate(Operator.API_REQUESTS, ('resource', 'code'), code='~[45]..|error', **_WHERE)} or on () vector(0)",
+            f"{q.rate(Operator.API_REQUESTS, ('resource', 'code'), code=_FAILED, **_WHERE)} or on () vector(0)",
             "{{resource}} {{code}}",
         ),
         stacked=True,

@@ -96,6 +96,24 @@ _SERVICE_LEVELS: Final[Sequence[Panel]] = [
 
 _LOAD: Final = [
     _SCOPE.each(
+        "Requests by class",
+        "Requests that arrive at the gateway, those that it will refuse among them.",
+        "reqps",
+        q.rate,
+        Gateway.REQUESTS,
+        "slo_class",
+        stacked=True,
+    ),
+    _SCOPE.each(
+        "Arriving prompts",
+        "Prompt tokens per second that arrive, by class: estimated at the gateway from their length.",
+        "short",
+        q.rate,
+        Gateway.ARRIVED_TOKENS,
+        "slo_class",
+        stacked=True,
+    ),
+    _SCOPE.each(
         "Requests by outcome",
         "Requests that ended at the gateway. Rejected ones met a full queue; failed and truncated ones are our fault.",
         "reqps",
@@ -117,6 +135,12 @@ _LOAD: Final = [
         "short",
         Query(q.total(Gateway.HELD, q.DEPLOYMENT, **_WHERE), "held at the gateway"),
         Query(q.total(Engine.WAITING, q.DEPLOYMENT, **_WHERE), "queued in engines"),
+    ),
+    lines(
+        "Prompt backlog",
+        "Prompt tokens of accepted requests that engines have still to compute.",
+        "short",
+        Query(q.total(Engine.PREFILL_BACKLOG, q.DEPLOYMENT, **_WHERE), "prompt tokens"),
     ),
     lines(
         "Queue time",

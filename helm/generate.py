@@ -6,6 +6,7 @@ braces of alerts and dashboards need no escaping.
 
 import sys
 import tomllib
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def chart() -> dict[str, Any]:
         "version": version,
         "appVersion": version,
         "kubeVersion": KUBERNETES,
+        # Inside the chart, so that it is shown where nothing can be fetched.
+        "icon": f"data:image/svg+xml;base64,{b64encode((ROOT / 'helm/icon.svg').read_bytes()).decode()}",
         "keywords": ["llm", "inference", "autoscaling", "slo", "operator"],
         "annotations": {
             "artifacthub.io/category": "ai-machine-learning",

@@ -7,6 +7,7 @@ capabilities, root file system) cannot be switched off from here.
 
 from typing import Annotated, Any, Literal
 
+from dashboards.rules import RUNBOOK
 from pydantic import Field, StringConstraints
 
 from capstan_api import names
@@ -19,12 +20,13 @@ OptionalName = Annotated[str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*
 Namespace = Annotated[str, StringConstraints(pattern=LABEL, max_length=63)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGT]i?)?$", max_length=24)]
 Duration = Annotated[str, StringConstraints(pattern=r"^[0-9]+(ms|s|m|h)$", max_length=16)]
+Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z./][^\s#'\"]*$", max_length=512)]
 Labels = dict[str, str]
 Object = dict[str, Any]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 # What the chart itself writes into the operator's configuration, from the release and from other values.
-GIVEN = ("watchNamespaces", "keyFile", "images", "healthHost", "healthPort")
+GIVEN = ("watchNamespaces", "keyFile", "images", "healthHost", "healthPort", "admission")
 GIVEN_OF_LEASE = ("enabled", "name", "namespace", "identity")
 
 
@@ -88,6 +90,33 @@ class Key(Contract):
     )
 
 
+class Certificate(Contract):
+    """Whoever brings one says how the API server comes to trust it: `caBundle`, or an annotation for a tool."""
+
+    secret_name: OptionalName = Field(
+        default="",
+        description="An existing Secret of type kubernetes.io/tls for the Service's name, such as cert-manager makes."
+        " Else one is made at the first install and kept; where manifests are rendered without a cluster (Argo CD,"
+        " `helm template`), each rendering makes another, which works and shows as a difference.",
+    )
+    ca_bundle: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/=]*$")] = Field(
+        default="", description="Who issued the certificate in that Secret: PEM, in base64."
+    )
+
+
+class Admission(Contract):
+    enabled: bool = Field(
+        default=True,
+        description="Judge InferenceDeployments before they are stored. What cannot be judged in three seconds is"
+        " stored. Needs the right to create a ValidatingWebhookConfiguration.",
+    )
+    certificate: Certificate = Field(default=Certificate(), description="What the webhook is served with.")
+    annotations: Labels = Field(
+        default={},
+        description="Of the ValidatingWebhookConfiguration, such as `cert-manager.io/inject-ca-from`.",
+    )
+
+
 class Amounts(Contract):
     cpu: Quantity
     memory: Quantity
@@ -109,7 +138,9 @@ class DisruptionBudget(Contract):
 
 
 class NetworkPolicy(Contract):
-    enabled: bool = Field(default=True, description="Admit scrapes; let out DNS, the API server, engines and gateways.")
+    enabled: bool = Field(
+        default=True, description="Admit scrapes and reviews; let out DNS, the API server, engines and gateways."
+    )
     api_server_ports: list[Port] = Field(
         default=[443, 6443],
         description="Ports of the API server's endpoints (`kubectl get endpointslices`).",
@@ -128,6 +159,11 @@ class PodMonitor(Contract):
 
 class PrometheusRule(Contract):
     enabled: bool = Field(default=False, description="Install recording rules and alerts as a PrometheusRule.")
+    runbook_url: Address = Field(
+        default=RUNBOOK,
+        description="Where your people read the runbook, which each alert's `runbook_url` leads into; the default is"
+        " its place in the project.",
+    )
     labels: Labels = Field(default={}, description="Labels by which your Prometheus selects rules.")
 
 
@@ -178,6 +214,9 @@ class Values(Contract):
     service_account: ServiceAccount = Field(default=ServiceAccount(), description="The operator's identity.")
     key: Key = Field(
         default=Key(), description="The secret from which the token of each deployment's admin ports is computed."
+    )
+    admission: Admission = Field(
+        default=Admission(), description="Refusals and warnings at `kubectl apply`, beyond what the definition says."
     )
     config: Object = Field(
         default={},

@@ -1,8 +1,8 @@
 """An API server in a few lines: objects in a dictionary behind HTTP, every request recorded, faults on demand.
 
 Honest in what the operator relies on: uids, resource versions that move on change only, 409 for names that are taken
-and for uids that do not match, deletion with grace. It validates nothing, and merges maps but no lists; the real one is
-asked in `tests/cluster`.
+and for uids that do not match, deletion with grace, watches that go on from where a list ended. It validates nothing,
+and merges maps but no lists; the real one is asked in `tests/cluster`.
 """
 
 import asyncio
@@ -14,7 +14,9 @@ from uuid import uuid4
 
 from aiohttp import web
 
-WATCHED = ("inferencedeployments", "pods", "deployments")
+WATCHED = {"inferencedeployments": "capstan.dev", "pods": "", "deployments": "apps"}
+"""What is watched, with its API group."""
+_VERSIONS = {"": "v1", "apps": "v1", "capstan.dev": "v1alpha1"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class FakeKubernetes:
     hang: asyncio.Event | None = None
     """While it is there and not set, no request is answered."""
     version: int = 0
+    _events: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> "FakeKubernetes":
         app = web.Application()
@@ -81,6 +85,7 @@ class FakeKubernetes:
 
     def remove(self, resource: str, name: str) -> None:
         gone = self.objects.pop((resource, "default", name))
+        self.version += 1
         self._tell(resource, gone, True)
 
     def _store(self, resource: str, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -93,17 +98,24 @@ class FakeKubernetes:
 
     def _tell(self, resource: str, manifest: dict[str, Any], gone: bool) -> None:
         if resource in WATCHED:
-            self.on_event(resource, json.loads(json.dumps(manifest)), gone)
+            told = json.loads(json.dumps(manifest))
+            self.on_event(resource, told, gone)
+            self._events.append((self.version, resource, {"type": "DELETED" if gone else "MODIFIED", "object": told}))
+            self._moved.set()
+            self._moved = asyncio.Event()
 
-    async def _answer(self, received: web.Request) -> web.Response:
+    async def _answer(self, received: web.Request) -> web.StreamResponse:
         if self.hang is not None:
             await self.hang.wait()
+        if received.path in ("/api", "/apis"):
+            return web.json_response(_groups())
         text = await received.text()
         parts = received.path.strip("/").split("/")
         group, parts = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
         namespace, parts = (parts[1], parts[2:]) if parts and parts[0] == "namespaces" else ("", parts)
         resource, name, subresource = (*parts, "", "", "")[:3]
-        verbs = {"GET": "get" if name else "list", "POST": "create", "PUT": "update"}
+        reading = "watch" if "watch" in received.query else "get" if name else "list"
+        verbs = {"GET": reading, "POST": "create", "PUT": "update"}
         request = Request(
             verb=verbs.get(received.method, received.method.lower()),
             group=group,
@@ -118,7 +130,9 @@ class FakeKubernetes:
             if (answer := fault(request)) is not None:
                 return answer
         if not resource:
-            return web.json_response({"resources": [{"name": kind} for kind in self.kinds]})
+            return web.json_response({"resources": [_kind(name) for name in _names(group) or self.kinds]})
+        if request.verb == "watch":
+            return await self._watch(received, request, resource, namespace)
         answer: web.Response = getattr(self, f"_{request.verb}")(request, resource, namespace)
         return answer
 
@@ -127,19 +141,32 @@ class FakeKubernetes:
         return web.json_response(live) if live else refusal(404, "not found")
 
     def _list(self, request: Request, resource: str, namespace: str) -> web.Response:
-        wanted = [term.partition("=") for term in request.query.get("labelSelector", "").split(",") if term]
         items = [
-            {"metadata": live["metadata"]}
+            live
             for (kind, where, _), live in self.objects.items()
-            if kind == resource
-            and namespace in ("", where)
-            and all(
-                label in live["metadata"].get("labels", {})
-                and (not value or live["metadata"]["labels"][label] == value)
-                for label, _, value in wanted
-            )
+            if kind == resource and namespace in ("", where) and _is_selected(live, request)
         ]
-        return web.json_response({"items": items or None})
+        metadata = {"resourceVersion": str(self.version)}
+        if "PartialObjectMetadata" in request.headers.get("Accept", ""):
+            bare = [{"metadata": live["metadata"]} for live in items]
+            return web.json_response({"metadata": metadata, "items": bare or None})
+        return web.json_response({"metadata": metadata, "items": items})
+
+    async def _watch(
+        self, received: web.Request, request: Request, resource: str, namespace: str
+    ) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(received)
+        seen = int(request.query.get("resourceVersion", "0"))
+        while True:
+            moved = self._moved
+            for version, kind, event in [event for event in self._events if event[0] > seen]:
+                live = event["object"]
+                is_inside = namespace in ("", live["metadata"]["namespace"])
+                if kind == resource and is_inside and _is_selected(live, request):
+                    await response.write(json.dumps(event).encode() + b"\n")
+                seen = version
+            await moved.wait()
 
     def _create(self, request: Request, resource: str, namespace: str) -> web.Response:
         if (resource, namespace, request.body["metadata"]["name"]) in self.objects:
@@ -188,6 +215,29 @@ class FakeKubernetes:
 def refusal(code: int, message: str, **headers: str) -> web.Response:
     """A Status object, as API servers refuse."""
     return web.json_response({"kind": "Status", "code": code, "message": message}, status=code, headers=headers)
+
+
+def _groups() -> dict[str, Any]:
+    """The API groups of what is watched, and the version of the one without a name."""
+    named = [(group, {"version": version}) for group, version in _VERSIONS.items() if group]
+    groups = [{"name": group, "versions": [version], "preferredVersion": version} for group, version in named]
+    return {"versions": [_VERSIONS[""]], "groups": groups}
+
+
+def _names(group: str) -> list[str]:
+    """What a group is said to have: what is watched of it, and the namespaces, which kopf wants to know of."""
+    return [name for name, of in WATCHED.items() if of == group] + (["namespaces"] if not group else [])
+
+
+def _kind(name: str) -> dict[str, Any]:
+    return {"name": name, "kind": name, "singularName": "", "namespaced": True, "verbs": ["list", "watch"]}
+
+
+def _is_selected(live: Mapping[str, Any], request: Request) -> bool:
+    """Whether an object has the labels that a list or a watch asks for."""
+    labels = live["metadata"].get("labels", {})
+    wanted = [term.partition("=") for term in request.query.get("labelSelector", "").split(",") if term]
+    return all(label in labels and (not value or labels[label] == value) for label, _, value in wanted)
 
 
 def _merged(live: Any, wanted: Any) -> Any:

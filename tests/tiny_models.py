@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from capstan_api.engine_args import Precision
+from capstan_api.engine_args import Precision, Quantization
 from capstan_engine.messages import SamplingParams
 from capstan_engine.runner.load import build_runner
 from capstan_engine.runner.runner import Runner
@@ -119,17 +119,21 @@ def load_runner(
     directory: Path,
     *,
     precision: Precision = Precision.FLOAT32,
+    quantization: Quantization = Quantization.NONE,
     max_model_len: int = MAX_POSITIONS,
     block_size: int = 4,
     kv_cache_bytes: int = 8 << 20,
+    device: str = "cpu",
 ) -> Runner:
     return build_runner(
         directory,
         precision=precision,
+        quantization=quantization,
         kv_cache_bytes=kv_cache_bytes,
         block_size=block_size,
         max_model_len=max_model_len,
         num_threads=1,
+        device=device,
     )
 
 

@@ -25,6 +25,8 @@ from pydantic_core import CoreSchema, core_schema
 # A DNS label: what may become part of the name of a pod or a Service.
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=LABEL, min_length=1, max_length=63)]
+# What a Service may be called: a label that begins with a letter (DNS-1035).
+SERVICE_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 # A DNS subdomain: the name of an object that somebody else made.
 ObjectName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)

@@ -23,6 +23,17 @@ class Precision(StrEnum):
     BFLOAT16 = "BFloat16"
 
 
+class Quantization(StrEnum):
+    """How linear layers are held, rounded while loading. What multiplies them takes activations in BFloat16."""
+
+    NONE = "None"
+    INT8 = "Int8"
+    INT8_DYNAMIC = "Int8Dynamic"
+    INT4_GROUP32 = "Int4Group32"
+    INT4_GROUP64 = "Int4Group64"
+    INT4_GROUP128 = "Int4Group128"
+
+
 class MetricsCompatibility(StrEnum):
     """Extra metric names beside `capstan_*`."""
 
@@ -54,6 +65,11 @@ class EngineArgs(BaseModel):
         default=Precision.AUTO,
         description="Data type of weights, activations and KV cache; Auto takes the checkpoint's own.",
     )
+    quantization: Quantization = Field(
+        default=Quantization.NONE,
+        description="How linear layers are held: in the precision, or rounded to fewer bits while loading, with "
+        "activations rounded too (Int8Dynamic, the fastest on CPU) or not.",
+    )
     max_model_len: int = Field(default=8192, ge=2, description="Longest prompt plus output, in tokens.")
     envelope: Envelope = Field(description="Range of the live batch limits.")
     block_size: int = Field(default=16, ge=1, le=256, description="KV slots in one block.")
@@ -70,7 +86,11 @@ class EngineArgs(BaseModel):
         default=MetricsCompatibility.NONE, description="Extra metric names beside `capstan_*`."
     )
     step_log: Path | None = Field(default=None, description="CSV file that gets one line per step.")
-    num_threads: int = Field(default=1, ge=1, description="CPU threads of the engine core.")
+    num_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most CPU threads of the engine core; never more than its processors and its CPU quota are.",
+    )
     cpus: tuple[int, ...] = Field(
         default=(), description="Processors to run on; empty means wherever the system puts it."
     )

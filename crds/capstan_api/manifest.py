@@ -16,7 +16,14 @@ from capstan_api.structural import Schema
 
 
 class InvalidResource(ValueError):
-    """A document is not a valid InferenceDeployment. The message has one line per fault: `field: what is wrong`."""
+    """A document is not a valid InferenceDeployment. The message has one line per fault: `field: what is wrong`.
+
+    `generation` is its metadata.generation, 0 where nobody counts.
+    """
+
+    def __init__(self, message: str, generation: int = 0) -> None:
+        super().__init__(message)
+        self.generation = generation
 
 
 def read_document(path: Path) -> Any:

@@ -149,6 +149,11 @@ class Engine:
         None,
         "vllm:num_requests_waiting",
     )
+    PREFILL_BACKLOG = Metric(
+        "capstan_engine_prefill_backlog_tokens",
+        Kind.GAUGE,
+        "Prompt tokens of accepted requests that are not computed yet.",
+    )
     KV_USAGE = Metric(
         "capstan_engine_kv_cache_usage_ratio",
         Kind.GAUGE,
@@ -269,6 +274,12 @@ class Gateway:
         Slo.TPOT,
     )
     REQUESTS = Metric("capstan_gateway_requests_total", Kind.COUNTER, "Requests that arrived.", ("slo_class",))
+    ARRIVED_TOKENS = Metric(
+        "capstan_gateway_arrived_prompt_tokens_total",
+        Kind.COUNTER,
+        "Prompt tokens of requests that arrived, estimated from their length and corrected by what engines counted.",
+        ("slo_class",),
+    )
     RESPONSES = Metric(
         "capstan_gateway_responses_total",
         Kind.COUNTER,
@@ -346,6 +357,12 @@ class Operator:
         Kind.GAUGE,
         "Time since a watch was last known to be alive: what the operator believes is at most this old.",
         ("resource",),
+    )
+    REVIEWS = Metric(
+        "capstan_operator_admission_reviews_total",
+        Kind.COUNTER,
+        "Reviews that the admission webhook has answered, by verdict: passed, warned, refused.",
+        ("verdict",),
     )
     OBJECTS = Metric("capstan_operator_objects", Kind.GAUGE, "InferenceDeployments that this process knows.")
     IS_LEADER = Metric(

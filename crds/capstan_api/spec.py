@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from capstan_api.contract import Contract, Decimal, Distinct, ModelName, Name, Percent, Rule, Seconds
-from capstan_api.engine_args import MetricsCompatibility, Precision
+from capstan_api.engine_args import MetricsCompatibility, Precision, Quantization
 from capstan_api.model import ModelSpec
 from capstan_api.scheduling import Scheduling
 
@@ -68,9 +68,22 @@ class Variant(Contract):
         default=Precision.AUTO,
         description="Data type of weights, activations and KV cache. Auto takes the checkpoint's own.",
     )
+    quantization: Quantization = Field(
+        default=Quantization.NONE,
+        description="Rounds the weights of linear layers while loading: Int8Dynamic rounds activations to 8 bits as "
+        "well and is the fastest, Int8 and Int4GroupN round weights only, the latter in groups of N inputs. CPU only.",
+    )
     resources: Resources = Field(default_factory=Resources)
     cost_per_hour: Decimal = Field(
         default="0", description="Cost of one replica for one hour, a decimal number in your currency."
+    )
+
+    rules = (
+        Rule(
+            cel="self.quantization == 'None' || self.precision != 'Float32'",
+            holds=lambda v: v.quantization is Quantization.NONE or v.precision is not Precision.FLOAT32,
+            message="quantization computes in BFloat16; set precision to BFloat16 or Auto",
+        ),
     )
 
 
@@ -183,7 +196,7 @@ class BatchLimitsPolicy(Contract):
     adjustment_interval_seconds: int = Field(
         default=5, ge=1, le=600, description="Least time between two changes of the limits."
     )
-    max_step_percent: int = Field(default=25, ge=1, le=100, description="Largest change in one adjustment.")
+    max_step_percent: int = Field(default=10, ge=1, le=100, description="Largest change in one adjustment.")
 
 
 class Idle(Contract):
@@ -198,7 +211,7 @@ class ScaleUp(Contract):
     """How eagerly replicas are added."""
 
     stabilization_window_seconds: Seconds = Field(
-        default=15, description="How long the need must last before replicas are added."
+        default=0, description="How long the need must last before replicas are added."
     )
 
 
@@ -206,7 +219,9 @@ class ScaleDown(Contract):
     """How eagerly replicas are removed."""
 
     stabilization_window_seconds: Seconds = Field(
-        default=180, description="How long the spare room must last before replicas are removed."
+        default=1200,
+        description="The look-back: the requests that came within it must have been served in time by fewer replicas "
+        "before one is removed, and by those that there are, or some are added.",
     )
 
 
@@ -238,6 +253,9 @@ class Scaling(Contract):
         ge=0,
         le=10_000,
         description="Replicas in mode Manual and Shadow; `kubectl scale` writes it. Mode Auto does not read it.",
+    )
+    spare_replicas: int = Field(
+        default=0, ge=0, le=1000, description="Replicas beyond those that are needed, so that some may fail."
     )
     batch_limits: BatchLimitsPolicy = Field(default_factory=BatchLimitsPolicy)
     idle: Idle = Field(default_factory=Idle)

@@ -54,7 +54,8 @@ class _Dialect(GenerateJsonSchema):
         return NoDefault if value is None else value
 
     def encode_default(self, dft: Any) -> Any:
-        in_full = isinstance(dft, Contract) and bool(dft.rules)
+        parts = dft if isinstance(dft, list | tuple) else (dft,)
+        in_full = any(isinstance(part, Contract) and part.rules for part in parts)
         return TypeAdapter(Any).dump_python(
             dft, by_alias=True, mode="json", exclude_unset=not in_full, exclude_none=True
         )

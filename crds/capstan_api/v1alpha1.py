@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from capstan_api import names
-from capstan_api.contract import LABEL, Contract, Rule
+from capstan_api.contract import SERVICE_LABEL, Contract, Rule
 from capstan_api.manifest import InvalidResource, explain, read_document, to_json
 from capstan_api.spec import InferenceDeploymentSpec
 from capstan_api.status import InferenceDeploymentStatus
@@ -21,9 +21,9 @@ class Metadata(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    # Short enough for `NAME-REVISION-ORDINAL` to be a pod's host name.
-    name: Annotated[str, StringConstraints(pattern=LABEL, min_length=1, max_length=40)] = Field(
-        description="At most 40 lower-case letters, digits and hyphens."
+    # Short enough for `NAME-REVISION-ORDINAL` to be a pod's host name; clients know a Service of this very name.
+    name: Annotated[str, StringConstraints(pattern=SERVICE_LABEL, min_length=1, max_length=40)] = Field(
+        description="At most 40 lower-case letters, digits and hyphens, the first a letter: it names a Service."
     )
     namespace: str = "default"
     generation: int = 1

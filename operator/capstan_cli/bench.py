@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,19 @@ class Options:
     default_thresholds: Thresholds
 
 
-def run(load: Load, options: Options, console: Console) -> tuple[Summary, list[Outcome], dict[str, Any]]:
-    """The run's summary, each request's outcome, and the facts of the load. Ctrl-C ends it with KeyboardInterrupt."""
-    return asyncio.run(_run(load, options, console))
+def run(
+    load: Load, options: Options, console: Console, beside: AbstractAsyncContextManager[object] | None = None
+) -> tuple[Summary, list[Outcome], dict[str, Any]]:
+    """The run's summary, each request's outcome, and the facts of the load. Ctrl-C ends it with KeyboardInterrupt.
+
+    `beside` is held open while the load runs.
+    """
+    return asyncio.run(_run(load, options, console, nullcontext() if beside is None else beside))
 
 
-async def _run(load: Load, options: Options, console: Console) -> tuple[Summary, list[Outcome], dict[str, Any]]:
+async def _run(
+    load: Load, options: Options, console: Console, beside: AbstractAsyncContextManager[object]
+) -> tuple[Summary, list[Outcome], dict[str, Any]]:
     arrivals, facts = _arrivals(load)
     if len(arrivals) > options.max_requests:
         raise InputError(f"the load has {len(arrivals):,} requests; raise --max-requests or cut a --window")
@@ -81,7 +89,7 @@ async def _run(load: Load, options: Options, console: Console) -> tuple[Summary,
             await asyncio.sleep(5)
             console.print(f"  {done} of {len(arrivals) if arrivals else '…'} requests ended", style="dim")
 
-    async with endpoint.session(options.timeout_s) as client:
+    async with endpoint.session(options.timeout_s) as client, beside:
         target = await generator.connect(
             client,
             options.base,

@@ -190,6 +190,22 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw load and latencies there.", rich_help_panel=_OUTPUT)
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            help="Fit the seconds of a step to those that the engine took, and write the step model for simulate.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    engine_admin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The engine's admin port, for --calibrate; its token is taken from CAPSTAN_ADMIN_TOKEN.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
     seed: Seed = 0,
     allow_remote: AllowRemote = False,
 ) -> None:
@@ -228,18 +244,169 @@ def bench(
         thresholds=declared(resource.from_file(slo).spec) if slo else {},
         default_thresholds=Thresholds(ttft_ms, tpot_ms),
     )
+    collector = None
+    if (calibrate is None) != (engine_admin is None):
+        raise InputError("--calibrate OUT and --engine-admin URL belong together")
+    if calibrate is not None and engine_admin is not None:
+        import os
+
+        from capstan_api.names import ENV_ADMIN_TOKEN
+        from capstan_cli import calibrate as calibration
+
+        address = endpoint.base_url(engine_admin, allow_remote=allow_remote)
+        collector = calibration.Collector(address, os.environ.get(ENV_ADMIN_TOKEN, ""))
     console = Console()
-    summary, outcomes, facts = command.run(load, options, console)
+    summary, outcomes, facts = command.run(load, options, console, collector)
     console.print(command.table(summary))
     for line in command.lines(summary):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if json_:
         command.write_json(json_, command.as_json(summary, outcomes, facts))
+    if calibrate is not None and collector is not None:
+        fit = collector.fit()
+        calibration.write(calibrate, fit)
+        console.print(calibration.sentence(fit), highlight=False, soft_wrap=True)
     if plot:
         from capstan_cli import plot as drawing
 
         drawing.draw(plot, outcomes, options.thresholds or {"default": options.default_thresholds})
     raise typer.Exit(int(summary.failed + summary.lost + summary.truncated > 0))
+
+
+@app.command()
+def simulate(
+    trace: Annotated[
+        Path,
+        typer.Option(
+            help="CSV with t,prompt,output and, where known, cached, session and slo_class; or a gateway's log.",
+            rich_help_panel=_LOAD,
+        ),
+    ],
+    spec: Annotated[Path, typer.Option(metavar="FILE", help="The InferenceDeployment in question.")],
+    step_model: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Seconds of a step: llama3-8b-h100, llama3-70b-4xh100, a model in JSON, or an engine's step log.",
+        ),
+    ] = "llama3-8b-h100",
+    kv_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that one replica's KV cache holds; a step log does not tell.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Change the resource, as in scaling.maxReplicas=6. Repeatable."
+        ),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="capstan, or a peer to compare with: NAME[:KNOB], static:N. Unknown names list them.")
+    ] = "capstan",
+    compare: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Ask several policies and show them side by side.")
+    ] = None,
+    cold_start: Annotated[float, typer.Option(min=0, max=86_400, help="Seconds from a pod's launch to ready.")] = 120.0,
+    initial_replicas: Annotated[
+        int | None, typer.Option(min=0, help="Ready at the beginning. [default: scaling.minReplicas]")
+    ] = None,
+    event: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND@START[:STOP][=AMOUNT]",
+            help="What befalls the fleet: fail@600, reclaim@600=2, blind@600:900, no-room@600:900, "
+            "slow-start@600:900=3, slow-steps@0:900=1.5. Repeatable.",
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Step the engine's own scheduler token by token: slow, KV in whole blocks.")
+    ] = False,
+    window: Window = None,
+    max_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Leave out requests with a longer prompt.", rich_help_panel=_LOAD)
+    ] = None,
+    clones: Clones = 1,
+    slo_class_mix: Mix = "",
+    prefix_hits: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-hits",
+            help="Skip the prompt tokens that the column cached names, or that the same session had before.",
+            rich_help_panel=_LOAD,
+        ),
+    ] = False,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write all figures there.", rich_help_panel=_OUTPUT)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw load, attainment and fleet there.", rich_help_panel=_OUTPUT)
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Ask what a trace would meet: the real law, or a known autoscaler, over a fleet in simulated time.
+
+    Scheduling and decisions are the real ones; imitated are the seconds of a step and the start of a pod. The same
+    options give the same report, byte for byte.
+    """
+    from rich.console import Console
+
+    from capstan_cli import simulate as command
+    from capstan_cli.traffic import ClassMix
+
+    options = command.Options(
+        trace=trace,
+        spec=spec,
+        changes=set_ or (),
+        step_model=step_model,
+        kv_tokens=kv_tokens,
+        policies=list(dict.fromkeys(compare.split(","))) if compare else [policy],
+        window=window,
+        max_prompt=max_prompt,
+        clones=clones,
+        seed=seed,
+        mix=ClassMix.parse(slo_class_mix) if slo_class_mix else ClassMix(),
+        prefix_hits=prefix_hits,
+        cold_start_s=cold_start,
+        initial_replicas=initial_replicas,
+        events=event or (),
+        is_exact=exact,
+    )
+    console = Console()
+    reports = command.run(options, console)
+    console.print(command.table(reports))
+    for line in command.lines(reports):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if json_:
+        command.write_json(json_, reports)
+    if plot:
+        from capstan_cli import simulate_plot as drawing
+
+        drawing.draw(plot, reports, f"{trace.name}, {cold_start:g} s cold start")
+
+
+@app.command()
+def plan(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A directory with the model's config.json.")],
+    accelerator: Annotated[
+        str, typer.Option(help="cpu, a100-40gb, a100-80gb, b200, h100, h200, l4 or l40s; others with their memory.")
+    ] = "cpu",
+    memory_mebibytes: Annotated[
+        int | None, typer.Option(min=1, help="Memory of one replica. [default: the accelerator's, or this machine's]")
+    ] = None,
+    context: Annotated[int, typer.Option(min=16, help="Tokens of each sequence, prompt and output together.")] = 4096,
+    precision: Annotated[str, typer.Option(help="Auto, Float32 or BFloat16.")] = "Auto",
+    quantization: Annotated[
+        str | None, typer.Option(help="Only this one of spec.variants[].quantization. [default: all that can run]")
+    ] = None,
+    max_batched_tokens: Annotated[int, typer.Option(min=1, help="Token budget of one step.")] = 2048,
+    block_size: Annotated[int, typer.Option(min=1, max=256, help="KV slots in one block.")] = 16,
+) -> None:
+    """Print what a model takes of memory and the largest batch that fits, by the formula that the engine refuses by."""
+    from rich.console import Console
+
+    from capstan_cli import plan as command
+
+    budget = command.budget(accelerator, memory_mebibytes, context, max_batched_tokens, block_size)
+    command.show(command.rows(model, precision, quantization, budget), model, budget, Console())
 
 
 @app.command()

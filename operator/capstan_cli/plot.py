@@ -22,12 +22,12 @@ from capstan_cli.measure import Outcome, Thresholds, class_name, percentile
 from capstan_cli.report import Run
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in print.
-_CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LOAD, _TOKENS, _LIMIT, _SEQUENCES, _READY, _WANTED = "#999999", "#009E73", "#0072B2", "#E69F00", "#56B4E9", "#000000"
 _WINDOW_S = 15.0
 _BIN_S = 5.0
 _MAX_SPELLED = 6
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,7 +45,7 @@ def draw(path: Path, outcomes: Sequence[Outcome], thresholds: Mapping[str, Thres
     decisions = _scaling(run)[:_MAX_SPELLED] if run else []
     heights = [1.0, 1.3, 1.3, *([1.0, 1.0] if run else [])]
     footer_in = 0.25 * len(decisions) + (0.3 if decisions else 0.0)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         height = 1.75 * sum(heights) + footer_in
         # The panels leave a strip at the bottom for the decisions in words.
         layout = ConstrainedLayoutEngine(rect=(0, footer_in / height, 1, 1 - footer_in / height))
@@ -73,7 +73,7 @@ def draw(path: Path, outcomes: Sequence[Outcome], thresholds: Mapping[str, Thres
 def _classes(outcomes: Sequence[Outcome], thresholds: Mapping[str, Thresholds]) -> dict[str, str]:
     """Each class with its colour, declared ones first."""
     present = dict.fromkeys([*thresholds, *(class_name(o, thresholds) for o in outcomes)])
-    return {name: _CLASS_COLOURS[i % len(_CLASS_COLOURS)] for i, name in enumerate(present)}
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(present)}
 
 
 def _load(axes: Axes, outcomes: Sequence[Outcome]) -> None:

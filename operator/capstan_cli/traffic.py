@@ -116,8 +116,8 @@ def parse(lines: Iterable[str], name: str = "trace") -> list[Arrival]:
     return _from_zero(arrivals)
 
 
-def window(arrivals: Sequence[Arrival], text: str) -> list[Arrival]:
-    """Requests that arrive in `A:B` (trace seconds, either may be left out), shifted to start at 0."""
+def span(text: str) -> tuple[float, float]:
+    """Read `A:B`, seconds from the start of a trace; either may be left out. Raises `InputError`."""
     first, colon, last = text.partition(":")
     try:
         start, stop = float(first or 0), float(last or math.inf)
@@ -125,6 +125,12 @@ def window(arrivals: Sequence[Arrival], text: str) -> list[Arrival]:
         start, stop = 0.0, -1.0
     if not colon or not start < stop:
         raise InputError(f"--window {text!r} is not START:STOP in trace seconds, as in 600:1200")
+    return start, stop
+
+
+def window(arrivals: Sequence[Arrival], text: str) -> list[Arrival]:
+    """Requests that arrive in `A:B` (trace seconds, either may be left out), shifted to start at 0."""
+    start, stop = span(text)
     kept = [a for a in arrivals if start <= a.at_s < stop]
     if not kept:
         raise InputError(f"--window {text}: no request arrives in it; the trace lasts {arrivals[-1].at_s:.0f} s")

@@ -1,4 +1,4 @@
-"""The admin ports of engines and gateway, as the operator uses them: limits, recent steps, routing table.
+"""The admin ports of engines and gateway, as the operator uses them: limits, recent steps, figures, routing table.
 
 The same in every world: whoever runs the processes only says where they listen. Answers are validated before they are
 believed.
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from capstan_api.footprint import MemoryFigures
 from capstan_api.limits import BatchLimits, LimitsPatch, LimitsState
 from capstan_api.replicas import ReplicaEntry, ReplicaTableStatus, ReplicaTableUpdate
 from capstan_api.startup import StartupReport
@@ -54,6 +55,19 @@ class AdminClient:
             return _STEPS.validate_python(json.loads(answer.body)["steps"])
         except (ValueError, KeyError, TypeError) as error:
             raise AdminError(f"{admin_url}/admin/steps answers what are not steps: {_first_line(error)}") from None
+
+    async def figures(self, admin_url: str) -> MemoryFigures:
+        """What an engine's model takes of memory."""
+        return _validated(MemoryFigures, await self._call("GET", f"{admin_url}/admin/figures"))
+
+    async def kv_tokens(self, admin_url: str) -> int:
+        """Tokens that an engine's KV cache holds."""
+        answer = await self._call("GET", f"{admin_url}/admin/state")
+        try:
+            state = json.loads(answer.body)
+            return int(state["blocks_total"]) * int(state["block_size"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise AdminError(f"{admin_url}/admin/state tells no size of the KV cache: {_first_line(error)}") from None
 
     async def startup(self, admin_url: str) -> StartupReport:
         """What a replica that is not ready yet is busy with; a fetcher and an engine answer alike."""

@@ -84,6 +84,23 @@ class SourceEndpoints(Contract):
     s3: SourceEndpoint | None = Field(default=None, description="Object store for s3:// sources.")
 
 
+class Admission(Contract):
+    """The admission webhook. It is served where there are files."""
+
+    certificate_file: Path | None = Field(default=None, description="Certificate of the admission webhook, PEM.")
+    key_file: Path | None = Field(default=None, description="The certificate's private key, PEM.")
+    host: str = Field(default="0.0.0.0", description="Address of the webhook's port.")  # noqa: S104 - a pod's own
+    port: int = Field(default=8443, ge=0, le=65535, description="Port of the webhook.")
+
+    rules = (
+        Rule(
+            cel="has(self.certificateFile) == has(self.keyFile)",
+            holds=lambda a: (a.certificate_file is None) == (a.key_file is None),
+            message="certificateFile and keyFile belong together",
+        ),
+    )
+
+
 class OperatorConfig(Contract):
     """The whole file."""
 
@@ -97,6 +114,7 @@ class OperatorConfig(Contract):
     api: Api = Field(default=Api(), description="How the API server is spoken to.")
     health_host: str = Field(default="0.0.0.0", description="Address of the health port.")  # noqa: S104 - a pod's own
     health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /livez, /readyz and /metrics.")
+    admission: Admission = Field(default=Admission(), description="The admission webhook.")
     source_endpoints: SourceEndpoints = Field(default=SourceEndpoints(), description="Where models are fetched from.")
     turn_interval_seconds: float = Field(
         default=1.0, gt=0, description="Time between two turns of a resource; it grows when they are many."

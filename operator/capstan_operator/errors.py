@@ -15,7 +15,8 @@
     ├── NotLeader         another operator acts, or may do so by now               the write was not sent
     ├── AdminError        an engine or gateway refused or did not answer           the next turn tries again
     │   └── Conflict      limits were changed by somebody else in between          the next turn reads them anew
-    └── ScrapeError       metrics could not be read, or must not be believed       counts as missing data
+    ├── ScrapeError       metrics could not be read, or must not be believed       counts as missing data
+    └── BadReview         the webhook was sent what is no AdmissionReview          answered with 400
 
 None of the others ends the operator: a turn that fails is reported and the next one starts from what is really there.
 """
@@ -91,3 +92,7 @@ class Conflict(AdminError):
 
 class ScrapeError(CapstanOperatorError):
     """Metrics could not be read, or are such that they must not be believed."""
+
+
+class BadReview(CapstanOperatorError):
+    """What the admission webhook was sent is no AdmissionReview of a version that is known here."""

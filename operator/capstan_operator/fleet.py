@@ -150,7 +150,7 @@ class Fleet:
                 await self._report(member, error)
                 await member.wake.wait()
             except Exception:
-                # Whatever it was, it concerns this resource only.
+                # Whatever it was, it concerns this resource only, which must not be left without a loop for it.
                 logger.exception("%s/%s: its loop broke and starts again", member.key.namespace, member.key.name)
                 failures += 1
                 pause_s = min(2.0**failures, _LONGEST_PAUSE_S)
@@ -196,11 +196,18 @@ class _Source:
 
 
 def understood(manifest: Manifest) -> InferenceDeployment:
-    """The resource in a manifest; raises `InvalidResource` for its spec.
+    """The resource in a manifest; raises `InvalidResource` for its spec, with the generation that it has.
 
     The status is read with more patience: one that another version of this operator wrote counts as none.
     """
-    deployment = parse({key: manifest[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in manifest})
+    try:
+        deployment = parse(
+            {key: manifest[key] for key in ("apiVersion", "kind", "metadata", "spec") if key in manifest}
+        )
+    except InvalidResource as error:
+        metadata = manifest.get("metadata")
+        generation = metadata.get("generation") if isinstance(metadata, Mapping) else None
+        raise InvalidResource(str(error), generation if isinstance(generation, int) else 0) from None
     return deployment.model_copy(update={"status": known_status(manifest)})
 
 

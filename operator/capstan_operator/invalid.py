@@ -1,7 +1,8 @@
 """The status of a resource that the API server took and we cannot understand. Pure.
 
-Everything that is known of it stays: only the two conditions that speak of the fault are set, so that the memory of the
-law survives until somebody corrects the spec.
+Everything that is known of it stays: only the conditions that speak of the fault are set, so that the memory of the law
+survives until somebody corrects the spec. They carry the generation that they judge, and so does the status: whoever
+waits for the resource learns that this generation will never be ready.
 """
 
 from collections.abc import Mapping
@@ -14,27 +15,33 @@ from capstan_operator.decide.times import rfc3339
 from capstan_operator.fleet import known_status
 
 _LONGEST_MESSAGE = 1024
-_SPEAKING = (ConditionType.READY, ConditionType.CONFIGURATION_VALID)
+_SPEAKING = {
+    ConditionType.READY: ConditionStatus.FALSE,
+    ConditionType.CONFIGURATION_VALID: ConditionStatus.FALSE,
+    ConditionType.STALLED: ConditionStatus.TRUE,
+}
 
 
 def not_understood(manifest: Mapping[str, Any], error: InvalidResource, now: float) -> dict[str, Any]:
     """What is to be applied to the status of the resource in `manifest`."""
     status, metadata = known_status(manifest), manifest["metadata"]
     conditions = {condition.type: condition for condition in status.conditions}
-    for kind in _SPEAKING:
+    # It gets nowhere: whoever follows kstatus must not go on waiting.
+    conditions.pop(ConditionType.RECONCILING, None)
+    for kind, truth in _SPEAKING.items():
         before = conditions.get(kind)
-        since = rfc3339(now)
-        if before is not None and before.status is ConditionStatus.FALSE:
-            since = before.last_transition_time
+        goes_on = before is not None and before.status is truth
         conditions[kind] = Condition(
             type=kind,
-            status=ConditionStatus.FALSE,
+            status=truth,
             reason="InvalidSpec",
             message=str(error)[:_LONGEST_MESSAGE],
-            last_transition_time=since,
-            observed_generation=metadata.get("generation", 0),
+            last_transition_time=before.last_transition_time if before and goes_on else rfc3339(now),
+            observed_generation=error.generation,
         )
-    status = status.model_copy(update={"conditions": list(conditions.values())})
+    status = status.model_copy(
+        update={"conditions": list(conditions.values()), "observed_generation": error.generation}
+    )
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         key = config.key()
         set_up(config.log_level, config.log_format)
         # Creation times would be a second series beside every counter, and are in no catalogue.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it unannotated
+        disable_created_metrics()
         asyncio.run(_operate(config, key))
     except InvalidConfig as error:
         for line in str(error).splitlines():

@@ -11,7 +11,7 @@ from contextlib import suppress
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.admin import AdminClient
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import Gateway, Observation, Phase, Replica
+from capstan_operator.decide.observation import ConfigurationFault, Gateway, Observation, Phase, Replica
 from capstan_operator.errors import AdminError, ModelNotFound, ScrapeError
 from capstan_operator.patience import Patience
 from capstan_operator.scrape import Scraper, engine_metrics, gateway_metrics
@@ -38,7 +38,7 @@ class Observer:
         deployment: InferenceDeployment,
         memory: Memory,
         *,
-        configuration_fault: str | None = None,
+        configuration_fault: ConfigurationFault | None = None,
         refused: tuple[str, ...] = (),
     ) -> Observation:
         """`memory` says which step samples were seen before; the rest is passed on."""
@@ -114,7 +114,12 @@ class Observer:
             self._missed(facts, facts.url, error, faults)
             return replica
         self._patience.answered(facts.url)
-        return replica.model_copy(update={"metrics": metrics, "limits": limits})
+        figures = None
+        if memory.told is None or track is None or not track.is_of(replica):
+            # They stay the same for as long as it runs. One that has none to tell serves as well without.
+            with suppress(AdminError):
+                figures = await self._admin.figures(facts.admin_url)
+        return replica.model_copy(update={"metrics": metrics, "limits": limits, "figures": figures})
 
     def _must_be_asked(self, url: str) -> None:
         """Raises what it last failed with while it is too early to ask again."""

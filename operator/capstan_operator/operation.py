@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from kubernetes.aio.client.api_client import ApiClient
 
 from capstan_api import names
 from capstan_api.manifest import InvalidResource
 from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.admission import review
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.config import OperatorConfig
 from capstan_operator.errors import ApiError
@@ -29,6 +30,7 @@ from capstan_operator.pace import Pace
 from capstan_operator.reconcile import Reconciler, Turn
 from capstan_operator.telemetry import Telemetry
 from capstan_operator.watches import WATCHED, Backoff, Watches
+from capstan_operator.webhook import Certificate, Webhook
 from capstan_operator.world.base import World
 from capstan_operator.world.kubernetes.access import INFERENCE_DEPLOYMENTS, Resource
 from capstan_operator.world.kubernetes.api import KubernetesApi
@@ -40,6 +42,7 @@ from capstan_operator.world.kubernetes.world import KubernetesWorld
 logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 1.0
+_NUM_ENTERING: Final = 16
 _SHARE_OF_PATIENCE: Final = 0.1
 _LONGEST_WITHOUT_TRY_S: Final = 60.0
 
@@ -68,10 +71,13 @@ class Operation:
             self._api, self._store, config.installation(), key, self._http, instance=config.identity()
         )
         self._pace = Pace(settings.turn_interval_s, config.cpu_share)
+        entrance = asyncio.Semaphore(_NUM_ENTERING)
 
         def reconciler(world: World, source: Callable[[], InferenceDeployment]) -> Reconciler:
             interval_s = lambda: self._pace.interval_s  # noqa: E731 - it is asked after every turn
-            return Reconciler(world, source, settings=settings, interval_s=interval_s, fence=self._leader.check)
+            return Reconciler(
+                world, source, settings=settings, interval_s=interval_s, entrance=entrance, fence=self._leader.check
+            )
 
         self._fleet = Fleet(
             self._store,
@@ -117,6 +123,9 @@ class Operation:
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_time())
+            if (admission := self._config.admission).certificate_file and admission.key_file:
+                certificate = Certificate(admission.certificate_file, admission.key_file)
+                tasks.create_task(Webhook(self._review, certificate).run(admission.host, admission.port))
             await self._wait_for_kind()
             loop = asyncio.get_running_loop()
             self._watches = Watches(
@@ -222,6 +231,11 @@ class Operation:
 
     def _not_ready(self) -> list[str]:
         return [] if self._knows_all else ["not all objects are known yet"]
+
+    def _review(self, document: object) -> dict[str, Any]:
+        answer = review(document, self._store)
+        self._telemetry.reviewed(answer["response"])
+        return answer
 
     async def _report_invalid(self, manifest: Manifest, error: InvalidResource) -> None:
         status = not_understood(manifest, error, time.time())

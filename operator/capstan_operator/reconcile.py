@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from capstan_operator.apply import apply
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide import Decision, Memory, Observation, decide
 from capstan_operator.decide.novelty import News, news
+from capstan_operator.decide.observation import ConfigurationFault
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.values import Value
 from capstan_operator.errors import CapstanOperatorError, Gone
@@ -60,9 +61,14 @@ class Reconciler:
         settings: OperatorSettings | None = None,
         clock: Callable[[], float] = time.time,
         interval_s: Callable[[], float] | None = None,
+        entrance: asyncio.Semaphore | None = None,
         fence: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`interval_s` is asked after every turn; without it the interval is that of the settings.
+
+        `entrance` is held for each turn until one went well. The first of a resource makes or compares everything of
+        it: a thousand at the same time would all end late, a few at a time all end early, and none is in the way of
+        those whose limits must move.
 
         `fence` is awaited before an engine or a gateway is told anything, and raises when somebody else may do so.
         """
@@ -71,6 +77,7 @@ class Reconciler:
         self._settings = settings or OperatorSettings()
         self._clock = clock
         self._interval_s = interval_s or (lambda: self._settings.turn_interval_s)
+        self._entrance = entrance
         self._http = BoundedHttp(self._settings, fence=fence)
         self._admin = AdminClient(self._http, world.admin_token)
         self._observer = Observer(
@@ -84,7 +91,7 @@ class Reconciler:
         self._memory = Memory.restored(self._deployment.status.memory)
         # What an operator before this one has written, and when is not known.
         self._written = (clock(), self._deployment.status)
-        self._configuration_fault: str | None = None
+        self._configuration_fault: ConfigurationFault | None = None
         self._refused: tuple[str, ...] = ()
 
     async def turn(self) -> Turn:
@@ -98,7 +105,7 @@ class Reconciler:
         decision = decide(deployment, observation, memory, now)
         self._memory = decision.memory
         fault = self._configuration_fault
-        errors = [f"the last valid resource stays in force: {fault}"] if fault is not None else []
+        errors = [f"the last valid resource stays in force: {fault.message}"] if fault is not None else []
         # Written before it is acted upon: an operator that dies in between finds out what it wanted.
         await _attempt(self._publish(decision.status, now), "WriteStatus", errors)
         await _attempt(self._world.prepare(deployment, decision.revisions), "Prepare", errors)
@@ -112,20 +119,24 @@ class Reconciler:
     async def run(self, stop: asyncio.Event, on_turn: Callable[[Turn], None]) -> None:
         """Turn after turn until `stop` is set. Raises `Gone` when the resource was deleted."""
         failures = 0
+        entrance: AbstractAsyncContextManager[None] = self._entrance or nullcontext()
         try:
             while not stop.is_set():
-                self._world.wake.clear()
-                began = time.monotonic()
-                try:
-                    turn = await self.turn()
-                    failures = 0
-                except Gone:
-                    raise
-                except Exception as error:
-                    # Whatever went wrong, the processes that serve must not lose their operator over it.
-                    logger.exception("a turn failed")
-                    failures += 1
-                    turn = await self._failed(f"{type(error).__name__}: {error}")
+                async with entrance:
+                    self._world.wake.clear()
+                    began = time.monotonic()
+                    try:
+                        turn = await self.turn()
+                        failures = 0
+                        if turn.error is None:
+                            entrance = nullcontext()
+                    except Gone:
+                        raise
+                    except Exception as error:
+                        # Whatever went wrong, the processes that serve must not lose their operator over it.
+                        logger.exception("a turn failed")
+                        failures += 1
+                        turn = await self._failed(f"{type(error).__name__}: {error}")
                 on_turn(replace(turn, seconds=time.monotonic() - began))
                 interval_s = self._interval_s()
                 pause_s = min(interval_s * 2 ** min(failures, 16), max(interval_s, self._settings.longest_retry_s))
@@ -137,8 +148,10 @@ class Reconciler:
         """Follow the source; while it cannot be read, the last good resource is in force."""
         try:
             self._deployment, self._configuration_fault = self._source(), None
-        except (InvalidResource, OSError) as error:
-            self._configuration_fault = str(error)
+        except InvalidResource as error:
+            self._configuration_fault = ConfigurationFault(message=str(error), generation=error.generation)
+        except OSError as error:
+            self._configuration_fault = ConfigurationFault(message=str(error))
 
     async def _publish(self, status: InferenceDeploymentStatus, now: float) -> None:
         """Write the status if it is new enough for the time that has passed."""

@@ -28,6 +28,7 @@ from capstan_operator.settings import OperatorSettings
 _ENGINE = (
     EngineSeries.RUNNING,
     EngineSeries.WAITING,
+    EngineSeries.PREFILL_BACKLOG,
     EngineSeries.KV_USAGE,
     EngineSeries.KV_BLOCKS,
     EngineSeries.PREFIX_QUERIES,
@@ -38,6 +39,7 @@ _ENGINE = (
 )
 _GATEWAY = (
     GatewaySeries.REQUESTS,
+    GatewaySeries.ARRIVED_TOKENS,
     GatewaySeries.RESPONSES,
     GatewaySeries.SLO_TOTAL,
     GatewaySeries.SLO_GOOD,
@@ -112,6 +114,8 @@ def engine_metrics(page: Page, at: float, samples: tuple[StepSample, ...] = ()) 
         heartbeat=_one(page, EngineSeries.HEARTBEAT),
         running=_one(page, EngineSeries.RUNNING),
         waiting=_one(page, EngineSeries.WAITING),
+        # Engines that run an older image do not tell it, and must not go blind for that.
+        prefill_backlog=sum(page.get(EngineSeries.PREFILL_BACKLOG.name, {}).values()),
         kv_usage=usage,
         kv_blocks=sum(page.get(EngineSeries.KV_BLOCKS.name, {}).values()),
         steps=_one(page, EngineSeries.STEPS),
@@ -142,6 +146,7 @@ def _class_counters(page: Page, name: str) -> ClassCounters:
 
     return ClassCounters(
         arrived=count(GatewaySeries.REQUESTS),
+        arrived_tokens=count(GatewaySeries.ARRIVED_TOKENS),
         completed=count(GatewaySeries.RESPONSES, outcome="completed"),
         rejected=count(GatewaySeries.RESPONSES, outcome="rejected"),
         failed=sum(count(GatewaySeries.RESPONSES, outcome=outcome) for outcome in _FAILED),

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from capstan_api.manifest import InvalidResource
 from capstan_api.v1alpha1 import InferenceDeployment, load
 
 
 class FileSource:
-    """Gives the resource in `path`. An edit counts as a new generation.
+    """Gives the resource in `path`. An edit counts as a new generation, one that cannot be understood too.
 
     Raises `InvalidResource` or `OSError` while the file cannot be read; the caller decides what is in force meanwhile.
     """
@@ -14,17 +15,27 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp: tuple[int, int] | None = None
-        self._deployment: InferenceDeployment | None = None
+        self._read: InferenceDeployment | InvalidResource | None = None
         self._generation = 0
 
     def __call__(self) -> InferenceDeployment:
         stat = self._path.stat()
         stamp = (stat.st_mtime_ns, stat.st_size)
-        if self._deployment is None or stamp != self._stamp:
-            deployment = load(self._path)
-            if self._deployment is None or deployment.spec != self._deployment.spec:
-                self._generation += 1
-            metadata = deployment.metadata.model_copy(update={"generation": self._generation})
-            self._deployment = deployment.model_copy(update={"metadata": metadata})
+        if self._read is None or stamp != self._stamp:
+            self._read = self._newest()
             self._stamp = stamp
-        return self._deployment
+        if isinstance(self._read, InvalidResource):
+            raise InvalidResource(str(self._read), self._read.generation)
+        return self._read
+
+    def _newest(self) -> InferenceDeployment | InvalidResource:
+        """What the file holds now; raises `OSError` when it cannot be read."""
+        try:
+            deployment = load(self._path)
+        except InvalidResource as error:
+            self._generation += 1
+            return InvalidResource(str(error), self._generation)
+        if not isinstance(self._read, InferenceDeployment) or deployment.spec != self._read.spec:
+            self._generation += 1
+        metadata = deployment.metadata.model_copy(update={"generation": self._generation})
+        return deployment.model_copy(update={"metadata": metadata})

@@ -58,6 +58,7 @@ class Telemetry(Collector):
             registry=self._registry,
             buckets=Catalogue.API_SECONDS.bounds(),
         )
+        self._reviews = self._counter(Catalogue.REVIEWS)
         self._interval = Gauge(Catalogue.TURN_INTERVAL.name, Catalogue.TURN_INTERVAL.help, registry=self._registry)
         self._ages = ages
         self._is_leader = is_leader
@@ -66,6 +67,8 @@ class Telemetry(Collector):
         self._lock = threading.Lock()
         for outcome in ("ok", "error"):
             self._turns.labels(outcome)
+        for verdict in ("passed", "warned", "refused"):
+            self._reviews.labels(verdict)
         self._registry.register(self)
 
     def turned(self, key: Key, turn: Turn) -> None:
@@ -90,6 +93,11 @@ class Telemetry(Collector):
         """A request to the API server is over."""
         self._requests.labels(call.verb, call.resource, str(call.code or "error")).inc()
         self._request_seconds.labels(call.verb).observe(call.seconds)
+
+    def reviewed(self, response: Mapping[str, object]) -> None:
+        """The webhook has answered the API server with this."""
+        verdict = "refused" if not response["allowed"] else "warned" if "warnings" in response else "passed"
+        self._reviews.labels(verdict).inc()
 
     def paced(self, interval_s: float, num_objects: int) -> None:
         """How often loops turn now, and how many resources are known."""

@@ -125,6 +125,7 @@ class Watches:
                 asyncio.run(self._watch())
                 why = "without an error"
             except Exception as error:
+                # kopf ends with whatever broke in it, and beginning again is the remedy for all of it.
                 why = f"{type(error).__name__}: {error}"
             if self._stop.is_set():
                 return

@@ -24,15 +24,18 @@ def build_engine(args: EngineArgs, progress: Callable[[Loading], None]) -> tuple
     phases: dict[str, float] = {}
     progress(Loading(StartupPhase.LOADING))
     with _timed(phases, "import"):
+        from capstan_engine.runner import device
         from capstan_engine.runner.load import build_runner
     with _timed(phases, "load"):
         runner = build_runner(
             args.model,
             precision=args.precision,
+            quantization=args.quantization,
             kv_cache_bytes=args.kv_cache_bytes,
             block_size=args.block_size,
             max_model_len=args.max_model_len,
             num_threads=args.num_threads,
+            device=device.kind(),
             max_batched_tokens=args.envelope.max_batched_tokens,
             max_sequences=args.envelope.max_sequences,
             progress=lambda done, total: progress(Loading(StartupPhase.LOADING, done, total)),

@@ -40,6 +40,7 @@ from capstan_engine.messages import (
     ToFrontEnd,
     Update,
 )
+from capstan_engine.runner.machine import num_threads
 
 HEARTBEAT_S: Final = 0.5
 """An idle core says something at least this often."""
@@ -181,7 +182,7 @@ def _use_processors(args: EngineArgs) -> None:
             raise ConfigurationError(f"cpus: {missing} cannot be used here; available are {sorted(available)}")
         os.sched_setaffinity(0, args.cpus)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(args.num_threads)
+        os.environ[variable] = str(num_threads(args.num_threads))
 
 
 def _die_with_parent() -> None:

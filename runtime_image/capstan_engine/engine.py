@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from capstan_api.footprint import MemoryFigures
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import RequestError
 from capstan_engine.messages import CoreState, Ready, StepSample, Submit, Update
@@ -19,6 +20,9 @@ class Runner(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def figures(self) -> MemoryFigures: ...
 
     def execute(self, plan: StepPlan) -> StepResult: ...
 
@@ -76,6 +80,7 @@ class Engine:
             steps=self._num_steps,
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,
+            prefill_backlog=scheduler.num_prefill_tokens,
             blocks_total=pool.num_blocks,
             blocks_held=pool.num_held,
             blocks_cached=pool.num_cached,
@@ -94,6 +99,7 @@ class Engine:
             block_size=self._scheduler.block_size,
             max_model_len=self._scheduler.max_model_len,
             vocab_size=self._vocab_size,
+            figures=self._runner.figures.model_dump(),
             startup_seconds=startup_seconds,
             state=self.state(),
         )

@@ -143,6 +143,8 @@ class CoreState(msgspec.Struct, frozen=True):
     steps: int
     running: int
     waiting: int
+    prefill_backlog: int
+    """Prompt tokens of accepted requests that are not computed yet."""
     blocks_total: int
     blocks_held: int
     blocks_cached: int
@@ -172,6 +174,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     block_size: int
     max_model_len: int
     vocab_size: int
+    figures: dict[str, int | bool]
+    """What the model takes of memory: `capstan_api.footprint.MemoryFigures`."""
     startup_seconds: dict[str, float]
     """Start-up time by phase: import, load, warm_up."""
     state: CoreState

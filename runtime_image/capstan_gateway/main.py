@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Its lines about every connection at shutdown say nothing that ours do not.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # Creation times would be a second series beside every counter, and are in no catalogue.
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it unannotated
+    disable_created_metrics()
     args = _read_config(options.config)
     try:
         if args.cpus and hasattr(os, "sched_setaffinity"):

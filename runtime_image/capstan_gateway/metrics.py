@@ -25,6 +25,8 @@ from capstan_gateway.replicas import ReplicaTable
 from capstan_gateway.routing import Reason
 
 _NO_USAGE = Usage()
+# A thousand requests back weighs a third; below so many guessed tokens the guess stands.
+_KEPT, _ENOUGH_TOKENS = 0.999, 1000
 
 
 class Outcome(StrEnum):
@@ -61,6 +63,22 @@ class Ended:
     usage: Usage = _NO_USAGE
 
 
+class _Estimate:
+    """How many tokens a guessed one is, from the requests whose usage an engine reported."""
+
+    def __init__(self) -> None:
+        self._guessed = self._counted = 0.0
+
+    @property
+    def ratio(self) -> float:
+        return self._counted / self._guessed if self._guessed >= _ENOUGH_TOKENS else 1.0
+
+    def learn(self, guessed: int, counted: int | None) -> None:
+        if guessed > 0 and counted is not None and counted > 0:
+            self._guessed = _KEPT * self._guessed + guessed
+            self._counted = _KEPT * self._counted + counted
+
+
 class GatewayMetrics:
     """Collectors of one gateway, in a registry of their own."""
 
@@ -68,6 +86,8 @@ class GatewayMetrics:
         self._registry = CollectorRegistry()
         self._registry.register(_Gauges(table, room))
         self._requests = self._counter(Catalogue.REQUESTS)
+        self._arrived_tokens = self._counter(Catalogue.ARRIVED_TOKENS)
+        self._estimate = _Estimate()
         self._responses = self._counter(Catalogue.RESPONSES)
         self._slo_total = self._counter(Catalogue.SLO_TOTAL)
         self._slo_good = self._counter(Catalogue.SLO_GOOD)
@@ -98,8 +118,14 @@ class GatewayMetrics:
                 metric.remove(*labels)
         self._start_at_zero()
 
-    def arrived(self, slo_class: SloClass) -> None:
+    def arrived(self, slo_class: SloClass, num_prompt_tokens: int) -> None:
+        """Count a request on arrival: what waits for an answer is load, and says so only now. The number is a guess."""
         self._requests.labels(slo_class.name).inc()
+        self._arrived_tokens.labels(slo_class.name).inc(self.estimated(num_prompt_tokens))
+
+    def estimated(self, num_prompt_tokens: int) -> float:
+        """Prompt tokens that a guess of so many has meant lately."""
+        return self._estimate.ratio * num_prompt_tokens
 
     def first_token(self, slo_class: SloClass, ttft_s: float) -> None:
         """Observed when it happens and not when the request ends: control must not lag by the length of answers."""
@@ -112,9 +138,10 @@ class GatewayMetrics:
         self.routed[reason] += 1
         self._routed.labels(reason).inc()
 
-    def ended(self, slo_class: SloClass, ended: Ended) -> None:
-        """Count a request that is over, and whether it met its thresholds."""
+    def ended(self, slo_class: SloClass, ended: Ended, num_prompt_tokens: int) -> None:
+        """Count a request that is over, and whether it met its thresholds. The number is what `arrived` was told."""
         name = slo_class.name
+        self._estimate.learn(num_prompt_tokens, ended.usage.prompt_tokens)
         self._responses.labels(name, ended.outcome).inc()
         self._prompt_tokens.labels(name).inc(ended.usage.prompt_tokens or 0)
         self._output_tokens.labels(name).inc(ended.usage.completion_tokens or 0)
@@ -146,7 +173,13 @@ class GatewayMetrics:
 
     def _series(self, name: str) -> Iterator[tuple[Counter | Histogram, tuple[str, ...]]]:
         """Every series that a class has, with its labels."""
-        for counter in (self._requests, self._slo_total, self._prompt_tokens, self._output_tokens):
+        for counter in (
+            self._requests,
+            self._arrived_tokens,
+            self._slo_total,
+            self._prompt_tokens,
+            self._output_tokens,
+        ):
             yield counter, (name,)
         for outcome in Outcome:
             yield self._responses, (name, outcome)

@@ -13,6 +13,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from capstan_gateway import access
 from capstan_gateway.errors import Draining, GatewayError, InternalError
 from capstan_gateway.exchange import Exchange, Fleet
 from capstan_gateway.incoming import ClientGone, Incoming, parse, read_body, request_id_of
@@ -79,14 +80,16 @@ class Proxy:
                 if measured:
                     outcome = Outcome.REJECTED if isinstance(error, Draining) else Outcome.INVALID
                     default = self._fleet.config.classes.default
-                    self._fleet.metrics.arrived(default)
-                    self._fleet.metrics.ended(default, Ended(outcome))
+                    self._fleet.metrics.arrived(default, 0)
+                    self._fleet.metrics.ended(default, Ended(outcome), 0)
                 return
             if measured:
-                self._fleet.metrics.arrived(incoming.slo_class)
+                self._fleet.metrics.arrived(incoming.slo_class, incoming.num_prompt_tokens)
             ended = await self._serve(incoming, receive, reply, measured=measured)
             if measured:
-                self._fleet.metrics.ended(incoming.slo_class, ended)
+                self._fleet.metrics.ended(incoming.slo_class, ended, incoming.num_prompt_tokens)
+                estimate = self._fleet.metrics.estimated(incoming.num_prompt_tokens)
+                access.log(incoming, ended, estimate, self._fleet.clock())
 
     async def _accept(self, path: str, headers: Headers, receive: Receive, request_id: str, arrival: float) -> Incoming:
         if self.draining:

@@ -69,10 +69,14 @@ def _up(simulate: bool) -> int:
 
 
 def _preflight() -> int:
-    node, simulated = preflight.for_real_node(), preflight.for_simulated_nodes()
-    for name, lacking in (("a real node", node), ("simulated nodes", simulated)):
+    purposes = {
+        "a real node": preflight.for_real_node(),
+        "simulated nodes": preflight.for_simulated_nodes(),
+        "building images": preflight.for_images(),
+    }
+    for name, lacking in purposes.items():
         print(f"{name}: " + ("everything is there" if not lacking else "".join(f"\n  {reason}" for reason in lacking)))
-    return 1 if node else 0
+    return 1 if any(purposes.values()) else 0
 
 
 def _end(record: Record) -> None:

@@ -53,7 +53,7 @@ def control_plane(progress: Progress) -> Iterator[EmbeddedCluster]:
 
 @pytest.fixture(scope="session")
 def built(cluster: Cluster, progress: Progress) -> dict[str, Image]:
-    """Both images, by name, built from their Dockerfiles and known to every node."""
+    """Both images, by name, built from the Dockerfile and known to every node."""
     made = images.build(progress)
     loader = Loader(cluster)
     for image in made.values():

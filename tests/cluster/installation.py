@@ -32,9 +32,7 @@ class Installation:
     def install(self, *values: str) -> float:
         """Install, or upgrade to exactly these values, and wait until the operators are ready; returns the seconds."""
         started_s = time.monotonic()
-        tags = {"image": self.images["capstan"], "engine.image": self.images["capstan-engine"]}
-        settings = [f"{key}.tag={image.name.rpartition(':')[2]}" for key, image in tags.items()]
-        arguments = [part for value in (*settings, *values) for part in ("--set", value)]
+        arguments = [part for value in (*image_settings(self.images), *values) for part in ("--set", value)]
         self.cluster.helm(
             "upgrade", RELEASE, str(CHART), "--install", "--namespace", self.namespace, "--reset-values",
             "--wait", "--timeout", "120s", *arguments,
@@ -53,6 +51,12 @@ class Installation:
         """What the operators said."""
         selector = "app.kubernetes.io/component=operator"
         return self.cluster.kubectl("-n", self.namespace, "logs", "-l", selector, "--tail=-1", "--prefix")
+
+
+def image_settings(images: Mapping[str, Image]) -> list[str]:
+    """The values by which the chart installs the images that were built."""
+    tags = {"image": images["capstan"], "engine.image": images["capstan-engine"]}
+    return [f"{key}.tag={image.name.rpartition(':')[2]}" for key, image in tags.items()]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster import images
 from cluster.embedded import NODE_PROJECTS, SIMULATED_PROJECTS
 from cluster.gobuild import cache_folder, missing
 from cluster.node import cni_folder
@@ -35,6 +36,17 @@ def for_simulated_nodes() -> list[str]:
 def for_real_node() -> list[str]:
     """What a cluster with a real node lacks; empty when it can be started."""
     return [*_common(NODE_PROJECTS), *_node()]
+
+
+def for_images() -> list[str]:
+    """What building the images lacks; empty when they can be built."""
+    if images.docker_answers():
+        return []
+    return [
+        f"no `{program}` on the PATH, and no Docker that answers: install {program}"
+        for program in images.PROGRAMS
+        if shutil.which(program) is None
+    ]
 
 
 def _common(projects: tuple[str, ...]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The images of the Dockerfiles run as the operator will run them: restricted, read-only, without a shell."""
+"""The images of the Dockerfile run as the operator will run them: restricted, read-only, without a shell."""
 
 import io
 import json
@@ -196,7 +196,8 @@ def test_the_light_image_runs_each_of_its_parts(pods: Pods, built: dict[str, Ima
 def test_images_hold_no_shell_no_installer_and_no_address_of_this_machine(built: dict[str, Image]) -> None:
     image = built["capstan"]
     archive = io.BytesIO()
-    image.write(archive, frozenset())
+    with image.in_place():
+        image.write(archive, frozenset())
     archive.seek(0)
     names: set[str] = set()
     with tarfile.open(fileobj=archive) as outer:

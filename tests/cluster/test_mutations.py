@@ -50,11 +50,12 @@ async def edit(site: Site, name: str, spec: Any) -> int:
 
 
 async def is_answered(site: Site, name: str, valid: str) -> object:
-    """True when the operator has judged the spec as it is now; of a bad one, the last good generation is in force."""
+    """True when the operator has judged the spec as it is now."""
     live = await site.live(name)
     conditions = {c["type"]: c for c in live.get("status", {}).get("conditions", ())}
     said, generation = conditions.get("ConfigurationValid", {}), live["metadata"]["generation"]
-    answered = said.get("status") == valid and (valid == "False" or said["observedGeneration"] == generation)
+    judged = (said.get("observedGeneration"), live.get("status", {}).get("observedGeneration"))
+    answered = said.get("status") == valid and judged == (generation, generation)
     return True if answered else f"{said} of generation {generation}: {live['spec']}"
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from cluster import network, preflight, providers
+from cluster import images, network, preflight, providers
 from cluster.gobuild import UPSTREAMS, BuildFailed, build, exclusive, missing
+from cluster.layout import Layout
 from cluster.pki import Authority
 from cluster.run import MARKER, Run, StartFailed, processes_of, records
 
@@ -58,6 +59,25 @@ def test_preflight_names_the_package_of_a_missing_program(monkeypatch: pytest.Mo
     lacking = preflight.for_real_node()
     assert "no `busybox` on the PATH: install busybox-static" in lacking
     assert any("no `go` on the PATH" in reason and "kubernetes" in reason for reason in lacking)
+    # What builds images is no need of a node: clusters can be had without.
+    assert not any("buildah" in reason for reason in lacking)
+    assert [reason.rpartition(" ")[2] for reason in preflight.for_images()] == ["buildah", "skopeo"]
+
+
+def test_an_image_that_another_build_has_replaced_is_not_handed_out_under_its_name(tmp_path: Path) -> None:
+    layout, lock = Layout(tmp_path / "layout"), tmp_path / "lock"
+
+    def build_it(content: bytes) -> tuple[str, ...]:
+        (tmp_path / "layer").write_bytes(content)
+        layout.store("engine", tmp_path / "layer", {"os": "linux"})
+        return layout.blobs("engine")
+
+    mine = build_it(b"mine")
+    with images.kept(layout, "engine", mine, lock):
+        assert all(layout.path(digest).exists() for digest in mine)
+    build_it(b"theirs")
+    with pytest.raises(BuildFailed, match="was replaced by another build"), images.kept(layout, "engine", mine, lock):
+        pytest.fail("it is handed out")
 
 
 def test_programs_are_built_only_when_their_pins_have_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

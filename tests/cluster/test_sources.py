@@ -1,9 +1,9 @@
-"""On a real node: models that are not part of the engine's image, from an image volume, a claim and a hub.
+"""On a real node: models that are not part of the engine's image, from an image volume, a claim, a hub and a bucket.
 
-The hub is this machine, which pods reach by an address that no other cluster has; so these tests need the embedded one.
+Hub and bucket are on this machine, which pods reach by an address that no other cluster has; so these tests need the
+embedded one.
 """
 
-import hashlib
 import json
 import tarfile
 import tempfile
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from capstan_api import names
 from cluster.embedded import EmbeddedCluster
@@ -23,6 +22,8 @@ from cluster.images import Image
 from cluster.installation import ROOT, Deployed
 from cluster.layout import Layout
 from cluster.operator_process import OperatorProcess, operator, until
+from fetch.fake_bucket import KEY, KEY_ID, REGION, FakeBucket
+from fetch.fake_hub import FakeHub, resolve_path
 
 pytestmark = [
     pytest.mark.e2e,
@@ -32,52 +33,41 @@ pytestmark = [
 
 MODEL = ROOT / "runtime_image/models/capstan-tiny-draft"
 FILES = {path.name: path.read_bytes() for path in MODEL.iterdir() if path.suffix in (".json", ".jinja", ".safetensors")}
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CLAIM = "models"
 WITHIN_S = 180.0
 
 
-class Hub:
-    """A repository `capstan/tiny` with one commit."""
-
-    def __init__(self) -> None:
-        self.downloads: list[str] = []
-
-    async def revision(self, _: web.Request) -> web.Response:
-        siblings = [
-            {"rfilename": name, "size": len(content), "blobId": _blob(content)} for name, content in FILES.items()
-        ]
-        return web.json_response({"id": "capstan/tiny", "sha": COMMIT, "siblings": siblings})
-
-    async def file(self, request: web.Request) -> web.Response:
-        name = request.match_info["path"]
-        self.downloads.append(name)
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_blob(FILES[name])}"'}
-        return web.Response(body=FILES[name], headers=headers)
+@pytest.fixture
+async def hub(cluster: EmbeddedCluster) -> AsyncIterator[FakeHub]:
+    async with FakeHub(FILES, large=set(), address=cluster.host_ip).running() as made:
+        yield made
 
 
 @pytest.fixture
-async def hub(cluster: EmbeddedCluster) -> AsyncIterator[tuple[Hub, str]]:
-    made, app = Hub(), web.Application()
-    app.router.add_get("/api/models/{owner}/{name}/revision/{revision:.*}", made.revision)
-    app.router.add_get("/{owner}/{name}/resolve/{revision}/{path:.*}", made.file)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, cluster.host_ip, 0).start()
-    yield made, f"http://{cluster.host_ip}:{runner.addresses[0][1]}"
-    await runner.cleanup()
+async def bucket(cluster: EmbeddedCluster) -> AsyncIterator[FakeBucket]:
+    objects = {f"llm/tiny/{name}": content for name, content in FILES.items()}
+    async with FakeBucket(objects, address=cluster.host_ip).running() as made:
+        yield made
 
 
 @pytest.fixture
 async def running(
-    cluster: EmbeddedCluster, built: dict[str, Image], namespace: str, hub: tuple[Hub, str], tmp_path: Path
+    cluster: EmbeddedCluster,
+    built: dict[str, Image],
+    namespace: str,
+    hub: FakeHub,
+    bucket: FakeBucket,
+    tmp_path: Path,
 ) -> AsyncIterator[OperatorProcess]:
-    """An operator for the namespace, which enforces Pod Security, that fetches from the hub of this machine."""
+    """An operator for the namespace, which enforces Pod Security, that fetches from the servers of this machine."""
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     cluster.kubectl("apply", "-f", str(ROOT / "crds/inferencedeployments.yaml"))
     images = {"engine": built["capstan-engine"].name, "operator": built["capstan"].name}
-    endpoint = {"huggingFace": {"url": hub[1], "allow_private": True}}
-    async with operator(cluster.kubeconfig, tmp_path, [namespace], images=images, sourceEndpoints=endpoint) as process:
+    endpoints = {
+        "huggingFace": {"url": hub.url, "allowPrivate": True},
+        "s3": {"url": bucket.url, "allowPrivate": True},
+    }
+    async with operator(cluster.kubeconfig, tmp_path, [namespace], images=images, sourceEndpoints=endpoints) as process:
         yield process
 
 
@@ -100,29 +90,58 @@ async def test_a_model_on_a_claim_is_mounted_and_served(
 
 
 async def test_a_model_is_fetched_once_for_all_replicas_that_share_a_cache(
-    cluster: EmbeddedCluster, namespace: str, running: OperatorProcess, hub: tuple[Hub, str], progress: Progress
+    cluster: EmbeddedCluster, namespace: str, running: OperatorProcess, hub: FakeHub, progress: Progress
 ) -> None:
     with _claim(cluster, namespace):
         model = {"source": {"uri": "hf://capstan/tiny", "revision": "main"}, "cache": {"claimName": CLAIM}}
         progress(await _serves(cluster, namespace, model, replicas=2))
-        served = Deployed(cluster, namespace, "llama")
-        assert sorted(hub[0].downloads) == sorted(FILES)
-        cached = next(c for c in served.status()["conditions"] if c["type"] == "ModelCached")
-        assert cached["status"] == "True"
+        downloads = [request.path for request in hub.seen if "/resolve/" in request.path]
+        assert sorted(downloads) == sorted(resolve_path(name) for name in FILES)
+        _is_cached(Deployed(cluster, namespace, "llama"))
+
+
+async def test_a_model_in_a_bucket_is_fetched_with_the_keys_of_a_secret(
+    cluster: EmbeddedCluster, namespace: str, running: OperatorProcess, bucket: FakeBucket, progress: Progress
+) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": KEY, "AWS_REGION": REGION}
+    literals = [f"--from-literal={name}={value}" for name, value in keys.items()]
+    cluster.kubectl("-n", namespace, "create", "secret", "generic", "bucket", *literals)
+    source = {"uri": "s3://models/llm/tiny", "secretName": "bucket"}
+    progress(await _serves(cluster, namespace, {"source": source}))
+    # The server verifies every signature, and was asked for each object once.
+    fetched = [request.path for request in bucket.seen if request.path.startswith("/models/llm/")]
+    assert sorted(fetched) == sorted(f"/models/llm/tiny/{name}" for name in FILES)
+    _is_cached(Deployed(cluster, namespace, "llama"))
+
+
+async def test_a_bucket_that_refuses_is_said_so_with_the_remedy(
+    cluster: EmbeddedCluster, namespace: str, running: OperatorProcess
+) -> None:
+    _declare(cluster, namespace, {"source": {"uri": "s3://models/llm/tiny"}}, replicas=1)
+    await _is_not_cached(Deployed(cluster, namespace, "llama"), "spec.model.source.secretName")
 
 
 async def test_a_model_that_does_not_exist_is_said_so_in_a_condition(
     cluster: EmbeddedCluster, namespace: str, running: OperatorProcess
 ) -> None:
     _declare(cluster, namespace, {"source": {"uri": "hf://capstan/tiny", "digest": f"sha256:{'0' * 64}"}}, replicas=1)
-    served = Deployed(cluster, namespace, "llama")
+    await _is_not_cached(Deployed(cluster, namespace, "llama"), "digest")
+
+
+def _is_cached(served: Deployed) -> None:
+    cached = next(c for c in served.status()["conditions"] if c["type"] == "ModelCached")
+    assert cached["status"] == "True"
+
+
+async def _is_not_cached(served: Deployed, why: str) -> None:
+    """Wait for the fetcher's reason in the condition."""
 
     async def is_said() -> object:
         conditions = {c["type"]: c for c in served.status().get("conditions", [])}
         cached = conditions.get("ModelCached", {})
-        return (cached.get("status") == "False" and "digest" in cached.get("message", "")) or conditions
+        return (cached.get("status") == "False" and why in cached.get("message", "")) or conditions
 
-    await until("the fetcher's reason in the condition ModelCached", is_said, WITHIN_S)
+    await until(f"{why} in the condition ModelCached", is_said, WITHIN_S)
 
 
 async def _serves(cluster: EmbeddedCluster, namespace: str, model: dict[str, Any], replicas: int = 1) -> str:
@@ -208,8 +227,3 @@ def _claim(cluster: EmbeddedCluster, namespace: str) -> Iterator[Path]:
             "--timeout=90s",
         )
         cluster.kubectl("delete", "pv", volume_name, "--wait=false")
-
-
-def _blob(content: bytes) -> str:
-    """The id that git gives a file."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -35,6 +35,21 @@ VALIDATOR = jsonschema.Draft4Validator(
 )
 
 
+def as_written(node: dict[str, Any]) -> list[str]:
+    """Messages of the rules that defaults break before anything is filled in: an API server refuses such a CRD."""
+    found = []
+    for child in (*node.get("properties", {}).values(), *([node["items"]] if "items" in node else [])):
+        found += as_written(child)
+        default = child.get("default")
+        judged = [(child, default)] if isinstance(default, dict) else []
+        if isinstance(default, list):
+            judged = [(child["items"], item) for item in default]
+        for judge, value in judged:
+            rules = judge.get("x-kubernetes-validations", [])
+            found += [rule["message"] for rule in rules if cel.evaluate(rule["rule"], {"self": value}) is not True]
+    return found
+
+
 def complaints(node: dict[str, Any], value: Any) -> list[str]:
     """Messages of the rules that `value` breaks; defaults are filled in on the way, as an API server does before."""
     found = []
@@ -103,6 +118,7 @@ GOOD: list[tuple[str, Any]] = [
     ("spec.model.servedModelNames", None),
     ("spec.model.source.uri", "file:///srv/model"),
     ("metadata.labels", {"team": "search"}),
+    ("metadata.name", "llama-8"),
     ("spec.model.source", {"uri": "pvc://models/llama/8b"}),
     ("spec.model.source", {"uri": "hf://org/Name-1.5", "revision": "refs/pr/1", "digest": DIGEST, "secretName": "hf"}),
     ("spec.model", {"source": {"uri": "s3://bucket.name/models/it's(1)"}, "cache": {"claimName": "models"}}),
@@ -159,6 +175,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.model", None, "required"),
     ("spec", None, "required"),
     ("metadata.name", "a" * 41, "at most 40"),
+    ("metadata.name", "8b-chat", "the first a letter: it names a Service"),
     # unknown fields
     ("spec.replicas", 2, "unknown field"),
     ("spec.scaling.minReplica", 1, "did you mean minReplicas?"),
@@ -177,6 +194,10 @@ def test_both_refuse(path: str, value: Any, sentence: str) -> None:
     document = changed(path, value)
     assert api_server_refuses(document) != []
     assert any(sentence in fault for fault in pydantic_refuses(document)), pydantic_refuses(document)
+
+
+def test_defaults_obey_the_rules_before_anything_is_filled_in() -> None:
+    assert as_written(SCHEMA["properties"]["spec"]) == []
 
 
 def test_a_model_must_hold_a_block() -> None:

@@ -6,17 +6,14 @@ whose they are.
 """
 
 import asyncio
-import json
-import socket
-import subprocess
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import yaml
 from dashboards.ask import Prometheus
+from prometheus_server import Targets, serving
 
 from capstan_api import names
 from capstan_api.v1alpha1 import InferenceDeployment, parse
@@ -30,18 +27,19 @@ from capstan_operator.world.processes import ProcessesWorld
 NAMESPACE = "default"
 Profile = Sequence[tuple[float, int]]
 """(seconds, clients at the same time), one after another; the last one lasts."""
-_RULES = Path(__file__).resolve().parents[2] / "dashboards/generated/rules.yaml"
 
 
 class Scraped:
     """One deployment, its operator and its Prometheus. Made by `scraped`."""
 
-    def __init__(self, deployment: InferenceDeployment, directory: Path, prometheus: Prometheus) -> None:
+    def __init__(
+        self, deployment: InferenceDeployment, directory: Path, prometheus: Prometheus, targets: Targets
+    ) -> None:
         self.deployment = deployment
         self.prometheus = prometheus
         self.turns: list[Turn] = []
         self._key = Key(NAMESPACE, deployment.metadata.name)
-        self._targets = directory / "targets.json"
+        self._targets = targets
         self._world = ProcessesWorld(directory / "run", gateway_port=0)
         self._telemetry = Telemetry(ages=dict, is_leader=lambda: True)
 
@@ -118,17 +116,15 @@ class Scraped:
 
     async def _announce(self, operator: str) -> None:
         """Tell Prometheus who listens where, again and again: replicas come and go."""
-        told: list[dict[str, Any]] = []
+        told: list[tuple[str, dict[str, str]]] = []
         while True:
-            found = [{"targets": [operator], "labels": {"namespace": "capstan-system", "pod": "capstan-operator"}}]
+            found = [(operator, {"namespace": "capstan-system", "pod": "capstan-operator"})]
             for facts in [*await self._world.replicas(), *await self._world.gateways()]:
                 if facts.url is not None and facts.phase is Phase.READY:
                     labels = {"namespace": NAMESPACE, "deployment": self.name, "pod": facts.id}
-                    found.append({"targets": [facts.url.removeprefix("http://")], "labels": labels})
+                    found.append((facts.url.removeprefix("http://"), labels))
             if found != told:
-                scratch = self._targets.with_suffix(".new")
-                scratch.write_text(json.dumps(found))
-                scratch.replace(self._targets)
+                self._targets.tell(found)
                 told = found
             await asyncio.sleep(0.5)
 
@@ -139,8 +135,8 @@ async def scraped(
 ) -> AsyncIterator[Scraped]:
     """A deployment under load and scrapes; nothing of it outlives the context. `prometheus` is the program."""
     stop = asyncio.Event()
-    with _serving(directory, prometheus) as server:
-        running = Scraped(parse(document), directory, server)
+    with serving(directory, prometheus) as (server, targets):
+        running = Scraped(parse(document), directory, server, targets)
         operator, load = asyncio.create_task(running.operate(stop)), asyncio.create_task(running.load(profile))
         try:
             yield running
@@ -151,34 +147,3 @@ async def scraped(
             await operator
         if not isinstance(ended, asyncio.CancelledError):
             raise AssertionError("the load ended by itself") from ended
-
-
-@contextmanager
-def _serving(directory: Path, program: str) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes the targets of `directory` every second and evaluates the generated rules."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    configuration = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(_RULES)],
-        "scrape_configs": [
-            {
-                "job_name": "capstan",
-                "honor_labels": True,
-                "file_sd_configs": [{"files": [str(directory / "targets.json")], "refresh_interval": "1s"}],
-            }
-        ],
-    }
-    file = directory / "prometheus.yaml"
-    file.write_text(yaml.safe_dump(configuration))
-    arguments = ("--config.file", str(file), "--storage.tsdb.path", str(directory / "tsdb"))
-    listen = ("--web.listen-address", f"127.0.0.1:{port}", "--log.level", "warn")
-    with (
-        (directory / "prometheus.log").open("w") as log,
-        subprocess.Popen([program, *arguments, *listen], stdout=log, stderr=subprocess.STDOUT) as server,
-    ):
-        try:
-            yield Prometheus(f"http://127.0.0.1:{port}")
-        finally:
-            server.terminate()

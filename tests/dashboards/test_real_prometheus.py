@@ -1,30 +1,25 @@
-"""Every panel has data on a real Prometheus that scrapes a real deployment under load.
-
-What only an operator in a cluster has to tell (leadership, watches, requests to the API server) is shown there, by the
-tests of the cluster.
-"""
+"""Every panel has data on a real Prometheus: of a real deployment under load, and of a whole operator."""
 
 import asyncio
 import copy
-import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboards.ask import NoAnswer, with_choices
 from dashboards.draw import Drawing
-from scraped import NAMESPACE, Scraped, scraped
+from prometheus_server import all_have_data, asked, serving
+from scraped import NAMESPACE, scraped
 
-from capstan_api.metrics import Operator
 from capstan_api.v1alpha1 import parse
 from capstan_operator.errors import ModelNotFound
 from capstan_operator.world.processes.checkpoints import checkpoint_directory
+from fake_kubernetes import FakeKubernetes
+from running_operator import NAMESPACE as OPERATOR_NAMESPACE
+from running_operator import running
 
 pytestmark = pytest.mark.slow
 NAME = "chat"
-WITHIN_S = 90.0
 DEPLOYMENT: dict[str, Any] = {
     "apiVersion": "capstan.dev/v1alpha1",
     "kind": "InferenceDeployment",
@@ -48,78 +43,55 @@ DEPLOYMENT: dict[str, Any] = {
         "scaling": {"minReplicas": 1, "maxReplicas": 2, "batchLimits": {"adjustmentIntervalSeconds": 2}},
     },
 }
-ONLY_IN_A_CLUSTER = (
-    Operator.API_REQUESTS,
-    Operator.API_SECONDS,
-    Operator.WATCH_AGE,
-    Operator.OBJECTS,
-    Operator.IS_LEADER,
-    Operator.TURN_INTERVAL,
-)
 
 
-def asked(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(panel, query) of every panel, with a viewer's choices in place."""
-    choices = {"namespace": NAMESPACE, "deployment": NAME, "__rate_interval": "15s", "__range": "5m"}
-    # The operator lives in a namespace of its own.
-    if document["uid"] == "capstan-operator":
-        choices["namespace"] = ".*"
-    for panel in document["panels"]:
-        for target in panel.get("targets", []):
-            yield f"{panel['title']} {target['refId']}", with_choices(target["expr"], **choices)
-    for annotation in document.get("annotations", {}).get("list", []):
-        yield annotation["name"], with_choices(annotation["expr"], **choices)
-
-
-def has_data(running: Scraped, expr: str) -> bool:
-    """Whether the query gives at least one number, and not only NaN."""
-    try:
-        lines = running.prometheus.at(expr, time.time())
-    except NoAnswer as error:
-        if "Connection refused" in str(error):
-            return False
-        raise
-    return any(math.isfinite(value) for line in lines for _, value in line.points)
-
-
-async def all_have_data(running: Scraped, queries: dict[tuple[str, str], str]) -> None:
-    """Wait until each of the queries has given data at least once."""
-    empty, deadline = dict(queries), time.monotonic() + WITHIN_S
-    while empty and time.monotonic() < deadline:
-        await asyncio.sleep(1)  # Prometheus has no event for data that arrived
-        answers = await asyncio.gather(*(asyncio.to_thread(has_data, running, expr) for expr in empty.values()))
-        empty = {query: expr for (query, expr), answer in zip(empty.items(), answers, strict=True) if not answer}
-    assert empty == {}
-
-
-async def test_every_panel_has_data(documents: dict[str, dict[str, Any]], prometheus: str, tmp_path: Path) -> None:
+async def test_every_panel_about_deployments_has_data(
+    documents: dict[str, dict[str, Any]], prometheus: str, tmp_path: Path
+) -> None:
     try:
         checkpoint_directory("bundled://capstan-tiny")
     except ModelNotFound as error:
         pytest.skip(str(error))
+    boards = {name: documents[name] for name in ("overview", "deployment")}
     queries = {
-        (name, panel): expr
-        for name, document in documents.items()
-        for panel, expr in asked(document)
-        if not any(metric.name in expr for metric in ONLY_IN_A_CLUSTER)
+        f"{name}: {what}": expr
+        for name, document in boards.items()
+        for what, expr in asked(document, namespace=NAMESPACE, deployment=NAME).items()
     }
-    assert len(queries) > 70
+    assert len(queries) > 60
     # A mark needs a decision: the deployment's bounds are raised once everything else is seen.
-    decisions = {query: expr for query, expr in queries.items() if query[1] == "Decisions"}
-    async with scraped(DEPLOYMENT, tmp_path, prometheus, [(0, 6)]) as running:
-        await all_have_data(running, {query: expr for query, expr in queries.items() if query not in decisions})
+    decisions = {query: expr for query, expr in queries.items() if query.endswith(": Decisions")}
+    async with scraped(DEPLOYMENT, tmp_path, prometheus, [(0, 6)]) as scene:
+        await all_have_data(
+            scene.prometheus, {query: expr for query, expr in queries.items() if query not in decisions}
+        )
         raised = copy.deepcopy(DEPLOYMENT)
         raised["spec"]["scaling"]["minReplicas"] = 2
-        running.deployment = parse(raised)
-        await all_have_data(running, decisions)
-        assert [turn.error for turn in running.turns if turn.error] == []
+        scene.deployment = parse(raised)
+        await all_have_data(scene.prometheus, decisions)
+        assert [turn.error for turn in scene.turns if turn.error] == []
 
         # And what was asked can be drawn, with the decision.
         end = time.time()
-        for name, document in documents.items():
-            namespace = ".*" if name == "operator" else NAMESPACE
-            drawing = Drawing(running.prometheus, end - 60, end, namespace=namespace, deployment=NAME)
+        for name, document in boards.items():
+            drawing = Drawing(scene.prometheus, end - 60, end, namespace=NAMESPACE, deployment=NAME)
             await asyncio.to_thread(drawing.write, document, tmp_path / f"{name}.png")
             assert (tmp_path / f"{name}.png").stat().st_size > 20_000
             marks = await asyncio.to_thread(drawing.marks, document)
-            assert [mark.text.partition(":")[0] for mark in marks] == ([] if name == "operator" else ["ScaleUp"])
+            assert [mark.text.partition(":")[0] for mark in marks] == ["ScaleUp"]
+
+
+async def test_every_panel_about_the_operator_has_data(
+    documents: dict[str, dict[str, Any]], prometheus: str, tmp_path: Path
+) -> None:
+    board = documents["operator"]
+    async with FakeKubernetes() as api_server:
+        api_server.put("inferencedeployments", parse(DEPLOYMENT).document())
+        with serving(tmp_path, prometheus) as (server, targets):
+            async with running(api_server) as url:
+                targets.tell([(url.removeprefix("http://"), {"namespace": OPERATOR_NAMESPACE, "pod": "operator-0"})])
+                await all_have_data(server, asked(board, namespace=OPERATOR_NAMESPACE))
+                end = time.time()
+                drawing = Drawing(server, end - 60, end, namespace=OPERATOR_NAMESPACE)
+                await asyncio.to_thread(drawing.write, board, tmp_path / "operator.png")
+                assert (tmp_path / "operator.png").stat().st_size > 20_000

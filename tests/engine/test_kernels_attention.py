@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from capstan_engine import kernels
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import Kernels, KvLayout, Span
+from capstan_engine.kernels.reference.elementwise import rotate
 from capstan_engine.kernels.reference.rounding import round_up
 
 NUM_HEADS, NUM_KV_HEADS, WIDTH, NUM_BLOCKS = 6, 2, 8, 96
@@ -51,9 +52,11 @@ def check(spans_: list[tuple[int, int]], size: int, window: int | None, dtype: t
         queries.append(q)
         expected.append(naive(q.float(), kv[0].float(), kv[1].float(), start, window))
     plan = BACKEND.plan_attention(spans, layout, [window], dtype)[window]
-    padding = torch.full((3, NUM_HEADS, WIDTH), math.nan, dtype=dtype)
-    BACKEND.write_kv(cache, torch.cat([*new_kv, padding[:, : 2 * NUM_KV_HEADS]]), plan)
-    out = BACKEND.attention(torch.cat([*queries, padding]), cache, plan, WIDTH**-0.5)
+    padding = torch.full((3, NUM_HEADS + 2 * NUM_KV_HEADS, WIDTH), math.nan, dtype=dtype)
+    heads = torch.cat((torch.cat((torch.cat(queries), torch.cat(new_kv)), 1), padding))
+    cos, sin = torch.ones(len(heads), 1, WIDTH, dtype=dtype), torch.zeros(len(heads), 1, WIDTH, dtype=dtype)
+    BACKEND.rotate_and_write_kv(heads, cos, sin, None, cache, plan)
+    out = BACKEND.attention(heads[:, :NUM_HEADS], cache, plan, WIDTH**-0.5)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     num_tokens = sum(length for _, length in order)
     torch.testing.assert_close(out[:num_tokens].float(), torch.cat(expected).flatten(1), rtol=tolerance, atol=tolerance)
@@ -134,13 +137,13 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     sin = torch.cat((-angles.sin(), angles.sin()), -1).unsqueeze(1)
     query, key = torch.randn(2, 1, 1, WIDTH, generator=torch.Generator().manual_seed(0))
     queries, keys = query.repeat(50, 1, 1), key.repeat(50, 1, 1)
-    BACKEND.rotate(queries, cos, sin)
-    BACKEND.rotate(keys, cos, sin)
+    rotate(queries, cos, sin)
+    rotate(keys, cos, sin)
     torch.testing.assert_close(queries.norm(dim=-1), query.norm().expand(50, 1))
     products = (queries[7:] * keys[:-7]).sum(-1)
     torch.testing.assert_close(products, products[:1].expand_as(products), rtol=1e-4, atol=1e-4)
 
 
-def test_an_unknown_backend_is_named_with_those_that_exist() -> None:
-    with pytest.raises(ConfigurationError, match=r"'cuda-graphs'.*reference"):
-        kernels.choose("cuda-graphs")
+def test_an_unknown_device_is_named_with_those_that_have_kernels() -> None:
+    with pytest.raises(ConfigurationError, match=r"'tpu'.*cpu or cuda"):
+        kernels.choose("tpu")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from capstan_engine import quant
 from capstan_engine.errors import ModelError, UnsupportedModel
 from capstan_engine.models.families import read_spec
 from capstan_engine.models.spec import ModelSpec
+from capstan_engine.quant.choose import choose
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -169,7 +169,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path, fields: dict
 
 def test_a_quantized_checkpoint_is_refused_by_the_name_of_its_method() -> None:
     with pytest.raises(UnsupportedModel, match="'gptq'"):
-        quant.choose({"quantization_config": {"quant_method": "gptq", "bits": 4}})
+        choose({"quantization_config": {"quant_method": "gptq", "bits": 4}})
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "\x00", "null"])

@@ -1,16 +1,19 @@
 """One step at a time: sizes, isolation of requests, log probabilities of prompts."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from capstan_api.engine_args import Precision
+from capstan_api.footprint import Demand
 from capstan_engine.errors import ConfigurationError, UnsupportedModel
 from capstan_engine.models.families import read_spec
+from capstan_engine.quant.storage import STORAGES
 from capstan_engine.runner import kv_cache
+from capstan_engine.runner.memory import HABITS, figures
 from capstan_engine.runner.runner import Runner
 from capstan_engine.scheduler.step import StepPlan, StepResult
 from tiny_models import CASES, generate, greedy, load_runner, random_prompt, scheduled, write_checkpoint
@@ -40,9 +43,11 @@ def healthy_prompt(length: int, seed: int = 0) -> list[int]:
 def test_blocks_are_counted_from_bytes(directory: Path) -> None:
     spec = read_spec(directory)
     per_block = 2 * 3 * 2 * 16 * 4 * 4  # K and V, layers, KV heads, width, slots, bytes of float32
-    assert kv_cache.bytes_per_block(spec, 4, torch.float32) == per_block
-    assert kv_cache.num_blocks(spec, 4, torch.float32, 40 * per_block - 1, 100) == 39
-    assert kv_cache.num_blocks(spec, 4, torch.bfloat16, 40 * per_block, 100) == 80
+    demand = Demand(40 * per_block, block_size=4, max_model_len=100, max_batched_tokens=64, max_sequences=4)
+    full, half = (figures(spec, STORAGES["None"], HABITS["cpu"], itemsize=itemsize) for itemsize in (4, 2))
+    assert kv_cache.num_blocks(full, demand) == 40
+    assert kv_cache.num_blocks(full, replace(demand, kv_cache_bytes=40 * per_block - 1)) == 39
+    assert kv_cache.num_blocks(half, demand) == 80
 
 
 def test_a_cache_too_small_for_one_request_names_numbers_and_remedy(directory: Path) -> None:

@@ -1,18 +1,24 @@
 """How tokens are chosen: each rule against a naive version, draws against the distribution, rows against each other."""
 
+import itertools
 import math
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capstan_engine import kernels
+from capstan_engine.kernels import Penalties
+from capstan_engine.kernels.philox import philox, uniforms
+from capstan_engine.kernels.reference.sampling import draw, penalize
 from capstan_engine.messages import SamplingParams
-from capstan_engine.runner.draws import uniform
+from capstan_engine.runner import sampler
 from capstan_engine.runner.logprobs import token_logprobs
-from capstan_engine.runner.sampler import draw, penalize, sample
+from capstan_engine.runner.sampler import draw_of
 from capstan_engine.scheduler.step import ScheduledRequest
 from tiny_models import scheduled
 
@@ -22,6 +28,10 @@ V = 150  # more than two chunks of the cumulative sum
 def request(prompt: list[int] | None = None, output: list[int] | None = None, **fields: Any) -> ScheduledRequest:
     params = SamplingParams(**{"seed": 0, "max_tokens": 8, **fields})
     return scheduled([1], blocks=[0], prompt=prompt or [1], output=output or [], params=params)
+
+
+def sample(logits: torch.Tensor, requests: list[ScheduledRequest]) -> list[int | None]:
+    return sampler.sample(kernels.choose(), logits, requests)
 
 
 def random_logits(rows: int = 1, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
@@ -149,10 +159,8 @@ def test_penalties_equal_a_naive_loop(
         expected[token] = expected[token] / repetition if expected[token] > 0 else expected[token] * repetition
     for token, count in Counter(output).items():
         expected[token] -= frequency * count + presence
-    penalize(
-        logits,
-        request(prompt, output, repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency),
-    )
+    penalties = Penalties(repetition, presence, frequency, prompt, output)
+    penalize(logits, penalties)
     torch.testing.assert_close(logits, torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -201,22 +209,28 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
 def test_the_draw_never_takes_a_token_of_weight_zero() -> None:
     logits = torch.full((1, V), -math.inf)
     logits[0, [0, 20]] = 0.0
-    assert set(draw(logits.expand(300, -1), [request(seed=seed) for seed in range(300)])) == {0, 20}
+    assert set(draw(logits.expand(300, -1), [draw_of(request(seed=seed)) for seed in range(300)])) == {0, 20}
 
 
 def test_uniforms_are_even_and_differ_between_seeds_and_positions() -> None:
-    values = [uniform(seed, position) for seed in range(100) for position in range(100)]
+    seeds, positions = zip(*itertools.product(range(100), repeat=2), strict=True)
+    values = uniforms(seeds, positions).tolist()
     assert len(set(values)) == 10_000
     assert all(0 <= value < 1 for value in values)
     counts = Counter(int(value * 20) for value in values)
     assert sum((counts[i] - 500) ** 2 / 500 for i in range(20)) < 19 + 4 * math.sqrt(38)
-    # The streams of seeds that differ by the counter's own increment must not be shifted copies of each other.
-    assert uniform(0, 1) != uniform(0x9E3779B97F4A7C15, 0)
+
+
+def test_random_words_are_philoxs() -> None:
+    """The known answer of Random123, the authors' own library, for a counter and a key of zeros."""
+    words = philox(np.zeros(1, np.uint64), np.zeros(1, np.uint64))[:, 0].tolist()
+    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert uniforms([0], [0]).tolist() == [(words[0] >> 6) / 2**26 + (words[1] >> 6) / 2**52]
 
 
 def test_uniform_times_any_total_stays_below_the_total() -> None:
     """With 53 bits the largest value times a total could round up to the total itself."""
-    assert all((uniform(seed, 0) * 2**52).is_integer() for seed in range(100))
+    assert all((value * 2**52).is_integer() for value in uniforms(range(100), [0] * 100).tolist())
     highest = 1 - 2.0**-52
     assert all(highest * total < total for total in (1.0, 1.0000000000000002, 3.3, 151_936.0, 1e-300))
 

@@ -74,6 +74,13 @@ def test_the_second_copy_of_a_tied_embedding_is_ignored(tmp_path: Path) -> None:
     assert generate(load_runner(directory), prompt, 8) == expected
 
 
+def test_a_head_that_is_not_the_tied_embedding_is_refused(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, CASES["llama-tied"])
+    rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] * 2}))
+    with pytest.raises(ModelError, match=r"lm_head\.weight differs .* set it to false there"):
+        load_runner(directory)
+
+
 @pytest.mark.parametrize("length", [0, 7, 200, -40])
 def test_a_file_cut_short_is_an_error_that_names_it(checkpoint: Path, length: int) -> None:
     path = checkpoint / WEIGHTS

@@ -1,16 +1,12 @@
 """A hub and a bucket that hold the same small checkpoint."""
 
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from fake_bucket import FakeBucket
-from fake_hub import FakeHub
-from fetching import UNWANTED, WANTED
+from fetch.fake_bucket import FakeBucket
+from fetch.fake_hub import FakeHub
+from fetch.fetching import UNWANTED, WANTED
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from aiohttp import web
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from served_files import Fault, Seen, Site, note, send
+
+from fetch.served_files import Fault, Seen, Site, note, send
 
 KEY_ID, KEY = "AKIDEXAMPLE", "very-secret/key+with=signs"
 REGION = "eu-central-1"
@@ -46,6 +47,7 @@ class FakeBucket:
     list_faults: deque[Fault] = field(default_factory=deque)
     faults: deque[Fault] = field(default_factory=deque)
     seen: list[Seen] = field(default_factory=list)
+    address: str = "127.0.0.1"
     url: str = ""
 
     @asynccontextmanager
@@ -54,7 +56,7 @@ class FakeBucket:
         app.router.add_get("/models", self._list)
         app.router.add_get("/models/", self._list)
         app.router.add_get("/models/{key:.+}", self._get)
-        async with Site(app, self.seen) as site:
+        async with Site(app, self.seen, self.address) as site:
             self.url = site.url
             yield self
 

@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from aiohttp import web
-from served_files import Fault, Seen, Site, note, send
+
+from fetch.served_files import Fault, Seen, Site, note, send
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SIGNATURE = "Signature=very-secret-signature"
@@ -37,6 +38,8 @@ class FakeHub:
     """Of file bodies, wherever they come from."""
     seen: list[Seen] = field(default_factory=list)
     cdn_seen: list[Seen] = field(default_factory=list)
+    address: str = "127.0.0.1"
+    """Where the hub listens; its CDN stays on this machine."""
     url: str = ""
     cdn: str = ""
 
@@ -48,7 +51,7 @@ class FakeHub:
         hub.router.add_get("/{owner}/{name}/resolve/{revision}/{path:.*}", self._resolve)
         cdn.router.add_get("/lfs/{sha256}", self._large)
         # Another name of the same address: as far as origins go, another host.
-        async with Site(hub, self.seen) as site, Site(cdn, self.cdn_seen, host="localhost") as content:
+        async with Site(hub, self.seen, self.address) as site, Site(cdn, self.cdn_seen, host="localhost") as content:
             self.url, self.cdn = site.url, content.authority
             yield self
 

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fake_bucket import KEY, KEY_ID, REGION, FakeBucket
-from fake_hub import FakeHub
-
 from capstan_api.fetch_args import FetchArgs, SourceEndpoint
 from capstan_fetch.fetch import fetch
 from capstan_fetch.manifest import Manifest
 from capstan_fetch.progress import Progress
+from fetch.fake_bucket import KEY, KEY_ID, REGION, FakeBucket
+from fetch.fake_hub import FakeHub
 
 # Weights in the CDN, small files in the repository, and what has to be left alone.
 WANTED = {

@@ -41,16 +41,22 @@ class Seen:
 
 
 class Site:
-    """An application on a free loopback port, and the requests that it got. An async context manager."""
+    """An application on a free port of `address`, and the requests that it got. An async context manager.
 
-    def __init__(self, app: web.Application, seen: list[Seen], host: str = "127.0.0.1") -> None:
-        self._host = host
+    `host` is what others shall call it, the address if nothing else.
+    """
+
+    def __init__(
+        self, app: web.Application, seen: list[Seen], address: str = "127.0.0.1", host: str | None = None
+    ) -> None:
+        self._address = address
+        self._host = host or address
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         self.seen = seen
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, self._address, 0).start()
         return self
 
     async def __aexit__(self, *_: object) -> None:

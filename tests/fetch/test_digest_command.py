@@ -4,13 +4,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
-from fetching import fetched, hub_args
 from typer.testing import CliRunner
 
 from capstan_cli.errors import InputError
 from capstan_cli.main import app
 from capstan_cli.pin import digest
+from fetch.fake_hub import FakeHub
+from fetch.fetching import fetched, hub_args
 
 
 async def test_the_command_prints_the_pin_of_what_was_fetched(hub: FakeHub, tmp_path: Path) -> None:

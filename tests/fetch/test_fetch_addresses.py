@@ -4,8 +4,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
-from fetching import args, fetched, hub_args
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -15,6 +13,8 @@ from capstan_api.fetch_args import SourceEndpoint
 from capstan_fetch.addresses import guarded_socket, why_not
 from capstan_fetch.errors import SourceError
 from capstan_fetch.transport import Transport
+from fetch.fake_hub import FakeHub
+from fetch.fetching import args, fetched, hub_args
 
 METADATA = ["169.254.169.254", "169.254.170.2", "fe80::1", "fd00:ec2::254", "100.100.100.200", "168.63.129.16"]
 PRIVATE = [

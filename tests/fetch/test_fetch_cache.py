@@ -6,14 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
-from fetching import WANTED, contents, fetched, fetcher, hub_args
-from served_files import Fault
 
 from capstan_api.startup import StartupPhase
 from capstan_fetch import staging
 from capstan_fetch.errors import SourceError
 from capstan_fetch.progress import Progress
+from fetch.fake_hub import FakeHub
+from fetch.fetching import WANTED, contents, fetched, fetcher, hub_args
+from fetch.served_files import Fault
 
 
 async def test_the_second_fetcher_asks_nobody(hub: FakeHub, tmp_path: Path) -> None:

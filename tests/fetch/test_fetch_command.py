@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub
-from fetching import WANTED, contents
+
+from fetch.fake_hub import FakeHub
+from fetch.fetching import WANTED, contents
 
 
 async def _typed(*arguments: str) -> tuple[int, str, str]:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from fake_bucket import KEY, KEY_ID, REGION, FakeBucket
-from fetching import AWS, UNWANTED, WANTED, bucket_args, contents, fetched
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_fetch.errors import SourceError
 from capstan_fetch.signature import AwsKeys, signed
+from fetch.fake_bucket import KEY, KEY_ID, REGION, FakeBucket
+from fetch.fetching import AWS, UNWANTED, WANTED, bucket_args, contents, fetched
 
 
 async def test_the_checkpoint_arrives_whole_and_nothing_else_does(bucket: FakeBucket, tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_hub import COMMIT, FakeHub
-from fetching import UNWANTED, WANTED, contents, fetched, hub_args
 from huggingface_hub import snapshot_download
-from served_files import Fault
 
 from capstan_fetch.errors import Infeasible, SourceError
 from capstan_fetch.manifest import Manifest, digest_of_directory
+from fetch.fake_hub import COMMIT, FakeHub
+from fetch.fetching import UNWANTED, WANTED, contents, fetched, hub_args
+from fetch.served_files import Fault
 
 
 async def test_the_checkpoint_arrives_whole_and_nothing_else_does(hub: FakeHub, tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
-from fake_bucket import FakeBucket
-from fake_hub import FakeHub
-from fetching import AWS, WANTED, bucket_args, contents, fetched, hub_args
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_fetch.errors import SourceError, UnsafeName
 from capstan_fetch.listing import RemoteFile, checkpoint_files, is_wanted, shown
+from fetch.fake_bucket import FakeBucket
+from fetch.fake_hub import FakeHub
+from fetch.fetching import AWS, WANTED, bucket_args, contents, fetched, hub_args
 
 _UPS = [
     "../",

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from fake_hub import FakeHub
-from fetching import WANTED, fetched, hub_args
-from served_files import Fault
 
 from capstan_api.names import ENV_ADMIN_TOKEN
 from capstan_api.startup import StartupPhase, StartupReport
 from capstan_fetch.admin import admin_port
 from capstan_fetch.errors import SourceError
 from capstan_fetch.progress import Progress, amount, amount_of, duration
+from fetch.fake_hub import FakeHub
+from fetch.fetching import WANTED, fetched, hub_args
+from fetch.served_files import Fault
 
 
 class Clock:

@@ -6,13 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from fake_bucket import FakeBucket
-from fake_hub import FakeHub
-from fetching import AWS, WANTED, bucket_args, contents, fetched, fetcher, hub_args, size_of
-from served_files import Fault
 
 from capstan_fetch.errors import SourceError
 from capstan_fetch.manifest import Manifest
+from fetch.fake_bucket import FakeBucket
+from fetch.fake_hub import FakeHub
+from fetch.fetching import AWS, WANTED, bucket_args, contents, fetched, fetcher, hub_args, size_of
+from fetch.served_files import Fault
 
 WEIGHTS = WANTED["model.safetensors"]
 

@@ -23,7 +23,7 @@ def count():
 
     def counted(*ends: Ended) -> dict[str, float]:
         for ended in ends:
-            metrics.ended(STRICT, ended)
+            metrics.ended(STRICT, ended, 0)
         good = {
             key: _sample(metrics, f'capstan_gateway_slo_good_requests_total{{objective="{key}",slo_class="strict"}}')
             for key in ("ttft", "tpot", "all")
@@ -74,10 +74,21 @@ def test_thresholds_are_bucket_bounds():
 
 def test_tokens_are_counted_where_they_are_known():
     metrics = GatewayMetrics((STRICT,), ReplicaTable(lambda: None), WaitingRoom(1))
-    metrics.ended(STRICT, Ended(Outcome.COMPLETED, 0.1, 0.1, Usage(None, 3)))
-    metrics.ended(STRICT, Ended(Outcome.COMPLETED, 0.1, 0.1, Usage(7, 4)))
+    metrics.ended(STRICT, Ended(Outcome.COMPLETED, 0.1, 0.1, Usage(None, 3)), 0)
+    metrics.ended(STRICT, Ended(Outcome.COMPLETED, 0.1, 0.1, Usage(7, 4)), 0)
     assert _sample(metrics, 'capstan_gateway_prompt_tokens_total{slo_class="strict"}') == 7
     assert _sample(metrics, 'capstan_gateway_output_tokens_total{slo_class="strict"}') == 7
+
+
+def test_prompts_count_when_they_arrive_by_what_a_guess_has_meant_lately():
+    metrics = GatewayMetrics((STRICT,), ReplicaTable(lambda: None), WaitingRoom(1))
+    series = 'capstan_gateway_arrived_prompt_tokens_total{slo_class="strict"}'
+    metrics.arrived(STRICT, 500)
+    assert _sample(metrics, series) == 500
+    for _ in range(3):
+        metrics.ended(STRICT, Ended(Outcome.COMPLETED, 0.1, 0.1, Usage(800, 3)), 400)
+    metrics.arrived(STRICT, 500)
+    assert _sample(metrics, series) == pytest.approx(500 + 2 * 500)
 
 
 async def test_a_stream_is_measured_from_arrival_to_its_tokens(door, start_replica):

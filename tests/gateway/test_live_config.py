@@ -158,9 +158,9 @@ DONE = Ended(Outcome.COMPLETED, 0.4, 0.04)
 def metrics():
     metrics = GatewayMetrics((STRICT, LAX), ReplicaTable(lambda: None), WaitingRoom(1))
     for slo_class in (STRICT, LAX):
-        metrics.arrived(slo_class)
+        metrics.arrived(slo_class, 0)
         metrics.first_token(slo_class, DONE.ttft_s)
-        metrics.ended(slo_class, DONE)
+        metrics.ended(slo_class, DONE, 0)
     return metrics
 
 

@@ -28,6 +28,10 @@ VALUE_SETS: dict[str, Object] = {
         "imagePullSecrets": ["registry"],
         "serviceAccount": {"annotations": {"example.com/role": "reader"}},
         "key": {"secretName": "own-key"},
+        "admission": {
+            "certificate": {"secretName": "own-certificate", "caBundle": "Y2E="},
+            "annotations": {"cert-manager.io/inject-ca-from": "prod/own-certificate"},
+        },
         "config": {"logLevel": "DEBUG", "lease": {"durationSeconds": 20}, "gateway": {"cpuMillicores": 500}},
         "priorityClassName": "high",
         "nodeSelector": {"kubernetes.io/os": "linux"},
@@ -63,6 +67,7 @@ VALUE_SETS: dict[str, Object] = {
         "crds": {"enabled": False},
         "rbac": {"create": False},
         "serviceAccount": {"create": False, "name": "somebody"},
+        "admission": {"enabled": False},
         "podDisruptionBudget": {"enabled": False},
         "networkPolicy": {"enabled": False},
     },
@@ -101,6 +106,12 @@ def release(values: str) -> tuple[Object, ...]:
 
 def of_kind(found: tuple[Object, ...] | list[Object], kind: str) -> list[Object]:
     return [each for each in found if each["kind"] == kind]
+
+
+def secret(found: tuple[Object, ...] | list[Object], suffix: str) -> Object:
+    """The one Secret whose name ends so."""
+    [one] = [each for each in of_kind(found, "Secret") if each["metadata"]["name"].endswith(suffix)]
+    return one
 
 
 def only(found: tuple[Object, ...] | list[Object], kind: str) -> Object:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from charts import CHART, VALUE_SETS, only, release
+from charts import CHART, VALUE_SETS, of_kind, only, release
 
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/prod/leases/demo-capstan"
 EVERYWHERE = "/apis/capstan.dev/v1alpha1/inferencedeployments"
@@ -123,7 +123,7 @@ def test_the_pod_runs_this_script_with_the_releases_own_paths(values: str) -> No
     script, ready, lease, *collections = container["args"]
     assert script.rstrip() == (CHART / "files/check.py").read_text("utf-8").rstrip()
     fullname = only(found, "Deployment")["metadata"]["name"]
-    service = only(found, "Service")
+    [service] = [each for each in of_kind(found, "Service") if each["metadata"]["name"].endswith("-metrics")]
     assert ready == f"http://{service['metadata']['name']}.prod.svc:{service['spec']['ports'][0]['port']}/readyz"
     assert lease == f"/apis/coordination.k8s.io/v1/namespaces/prod/leases/{fullname}"
     watched = VALUE_SETS[values].get("watchNamespaces")

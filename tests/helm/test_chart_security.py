@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from charts import VALUE_SETS, Object, of_kind, only, release
+from charts import VALUE_SETS, Object, of_kind, only, release, secret
 from pod_security import violations
 
 from capstan_api import names
@@ -123,8 +123,7 @@ def test_only_the_operators_own_pods_get_its_token() -> None:
 def test_the_key_is_long_enough_and_reaches_the_operator_as_a_file_only() -> None:
     import base64
 
-    secret = only(release("defaults"), "Secret")
-    assert len(base64.b64decode(secret["data"]["key"])) >= 32
+    assert len(base64.b64decode(secret(release("defaults"), "-key")["data"]["key"])) >= 32
     pod = pods(release("defaults"))[0]
     assert "env" not in pod["containers"][0]
     assert pod["volumes"][0]["projected"]["defaultMode"] == 0o440

@@ -45,7 +45,10 @@ def refused(values: Object) -> str:
         ({"config": {"keyFile": "/tmp/key"}}, "keyFile"),
         ({"config": {"lease": {"enabled": False}}}, "enabled"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "interval"),
+        ({"monitoring": {"prometheusRule": {"runbookUrl": "https://wiki/page#part"}}}, "runbookUrl"),
         ({"networkPolicy": {"apiServerPorts": [70000]}}, "apiServerPorts"),
+        ({"admission": {"certificate": {"caBundle": "-----BEGIN"}}}, "caBundle"),
+        ({"config": {"admission": {"port": 1}}}, "admission"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_its_name(values: Object, named: str) -> None:
@@ -117,7 +120,8 @@ def test_the_operator_takes_the_configuration_that_the_chart_writes(values: str,
     assert config.images.operator == container["image"]
     assert config.watch_namespaces == VALUE_SETS[values].get("watchNamespaces", [])
     assert config.key_file == Path("/etc/capstan/key")
-    assert {port["containerPort"] for port in container["ports"]} == {config.health_port}
+    webhook = {config.admission.port} if config.admission.certificate_file else set()
+    assert {port["containerPort"] for port in container["ports"]} == {config.health_port} | webhook
 
 
 def test_what_is_set_under_config_reaches_the_operator_and_what_the_chart_gives_stays(tmp_path: Path) -> None:

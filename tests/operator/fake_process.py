@@ -20,6 +20,7 @@ from typing import Any
 from aiohttp import web
 
 from capstan_api import names
+from capstan_api.footprint import MemoryFigures
 from capstan_api.metrics import Engine, Gateway
 
 INFEASIBLE_QUEUE = 13
@@ -57,6 +58,7 @@ class Fake:
         app.router.add_get("/admin/steps", self.steps)
         app.router.add_get("/admin/replicas", self.read_table)
         app.router.add_put("/admin/replicas", self.put_table)
+        app.router.add_get("/admin/figures", self.figures)
         app.router.add_put("/admin/config", self.put_config)
         return app
 
@@ -122,6 +124,9 @@ class Fake:
 
     async def steps(self, _: web.Request) -> web.Response:
         return web.json_response({"steps": [], "now": 0.0})
+
+    async def figures(self, _: web.Request) -> web.Response:
+        return web.json_response(dict.fromkeys(MemoryFigures.model_fields, 1024) | {"on_device": False})
 
     async def read_table(self, _: web.Request) -> web.Response:
         rows = [{**row, "in_table": True, "in_flight": 0, "prefill_tokens": 0} for row in self.table]

@@ -7,7 +7,6 @@ from typing import Any
 from zlib import crc32
 
 import pytest
-from fake_kubernetes import FakeKubernetes
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
@@ -26,6 +25,7 @@ from capstan_operator.world.kubernetes.cluster import Cluster
 from capstan_operator.world.kubernetes.installation import Installation
 from capstan_operator.world.kubernetes.store import Store
 from capstan_operator.world.kubernetes.world import KubernetesWorld
+from fake_kubernetes import FakeKubernetes
 
 RESOURCES = {"pods": PODS, "deployments": DEPLOYMENTS, "inferencedeployments": INFERENCE_DEPLOYMENTS}
 SPEC: dict[str, Any] = {

@@ -21,24 +21,27 @@ MODEL = EngineModel().learn(samples(200))
 def situation(
     *,
     sequences: float = 8,
-    queue: float = 0,
-    tpot_s: float | None = None,
+    backlog: float = 0,
+    late: float | None = None,
     threshold_s: float | None = 0.06,
     **fields: Any,
 ) -> Situation:
+    """A turn of 3 s in which 50 answers ended; `late` is in units of what may be late."""
     target = None
     if threshold_s is not None:
-        target = Target(threshold_s=threshold_s, class_threshold_s=threshold_s, measured_s=tpot_s, num_measured=50)
+        target = Target(threshold_s=threshold_s, ended=0 if late is None else 50, late=50 * (late or 0))
     signals = Signals(
         window_s=10,
         gateway_seen=True,
         complete=True,
-        waiting=queue,
+        prefill_backlog=backlog,
         decode_sequences=sequences,
         context_tokens=sequences * 225,
     )
     fields = {"kv_tokens": 65536, "lengths": Lengths(prompt=200, output=50, weight=100), **fields}
-    return Situation(model=MODEL, signals=signals, target=target, **fields)
+    return Situation(
+        model=MODEL, signals=signals, target=target, token_s=STEP_COSTS[1], ttft_s=1.0, seconds=3, **fields
+    )
 
 
 def settled(of: Situation, memory: LimitsMemory | None = None, turns: int = 60) -> LimitsMemory:
@@ -83,7 +86,7 @@ def test_the_budget_settles_where_a_full_step_fits_the_threshold() -> None:
     assert limits is not None
     a, b, c, _, _ = STEP_COSTS
     full_s = a + 10 * c + (limits.max_batched_tokens - 10) * b
-    assert 0.75 * 0.054 < full_s < 1.08 * 0.054
+    assert 0.75 * 0.057 < full_s < 1.08 * 0.057
 
 
 def test_more_decoding_sequences_leave_less_for_prefill() -> None:
@@ -93,20 +96,24 @@ def test_more_decoding_sequences_leave_less_for_prefill() -> None:
     assert many.max_batched_tokens < few.max_batched_tokens
 
 
-def test_a_measured_miss_lowers_what_the_model_would_allow() -> None:
+def test_late_answers_lower_what_the_model_would_allow() -> None:
     predicted = settled(situation())
-    missed = settled(situation(tpot_s=0.075), predicted, turns=8)
+    missed = settled(situation(late=2.0), predicted, turns=12)
     assert predicted.limits is not None
     assert missed.limits is not None
     assert missed.limits.max_batched_tokens < predicted.limits.max_batched_tokens
     assert missed.reason == "TpotOverThreshold"
-    assert missed.message.startswith("TPOT p95 75 ms > 60 ms: ")
+    assert missed.message.startswith("more answers than may be are slower than 60 ms per token: ")
 
 
-def test_when_the_miss_is_over_the_limits_come_back() -> None:
+def test_as_many_late_answers_as_may_be_lower_nothing() -> None:
+    assert settled(situation(late=0.9)).guard == 1.0
+
+
+def test_when_the_misses_are_over_the_limits_come_back() -> None:
     predicted = settled(situation())
-    missed = settled(situation(tpot_s=0.075), predicted, turns=8)
-    recovered = settled(situation(tpot_s=0.04), missed)
+    missed = settled(situation(late=2.0), predicted, turns=12)
+    recovered = settled(situation(late=0.0), missed, turns=120)
     assert recovered.guard == 1.0
     budgets = [m.limits.max_batched_tokens for m in (missed, recovered, predicted) if m.limits]
     assert budgets[0] < budgets[1]
@@ -114,13 +121,30 @@ def test_when_the_miss_is_over_the_limits_come_back() -> None:
     assert budgets[1] >= 0.75 * budgets[2]
 
 
-def test_a_queue_with_tpot_to_spare_is_given_more_than_the_model_dares() -> None:
-    calm = settled(situation(tpot_s=0.03))
-    queued = settled(situation(tpot_s=0.03, queue=20), calm)
+def test_prompts_that_queue_find_out_how_long_steps_may_be() -> None:
+    calm = settled(situation(late=0.0))
+    # 0.3 s of prefill: pressing, and no threat to a TTFT of 1 s yet.
+    queued = settled(situation(late=0.0, backlog=1500), calm)
     assert calm.limits is not None
     assert queued.limits is not None
+    assert queued.guard > 1
     assert queued.limits.max_batched_tokens > calm.limits.max_batched_tokens
     assert queued.reason == "TpotHeadroom"
+
+
+def test_a_queue_that_threatens_the_ttft_raises_the_budget_at_once_and_for_as_long() -> None:
+    calm = settled(situation(late=0.0))
+    assert calm.limits is not None
+    assert calm.in_force == calm.limits
+    at = calm.adjusted_at or NOW
+    threatened = adjust(calm, situation(late=0.0, backlog=2500), ENVELOPE, POLICY, at + 1).memory
+    assert threatened.limits == calm.limits, "what people are told does not flutter"
+    assert threatened.in_force is not None
+    assert threatened.in_force.max_batched_tokens == min(4 * calm.limits.max_batched_tokens, 1024)
+    soon = adjust(threatened, situation(late=0.0), ENVELOPE, POLICY, at + 2).memory
+    assert soon.in_force == threatened.in_force
+    later = adjust(soon, situation(late=0.0), ENVELOPE, POLICY, at + 6).memory
+    assert later.in_force == later.limits
 
 
 def test_a_small_cache_caps_the_sequences() -> None:
@@ -157,8 +181,3 @@ def test_limits_from_another_envelope_are_brought_inside() -> None:
     inside = adjust(outside, situation(), ENVELOPE, POLICY, NOW).memory.limits
     assert inside is not None
     assert inside in ENVELOPE
-
-
-def test_at_the_floor_it_says_that_limits_can_do_no_more() -> None:
-    assert settled(situation(sequences=60, threshold_s=0.03)).at_floor
-    assert not settled(situation(sequences=8)).at_floor

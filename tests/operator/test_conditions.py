@@ -12,7 +12,7 @@ from capstan_api.status import ConditionStatus, ConditionType, DecisionAction
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Decision, Memory, decide
 from capstan_operator.decide.actions import SetLimits
-from capstan_operator.decide.observation import Phase, Replica
+from capstan_operator.decide.observation import ConfigurationFault, Phase, Replica
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 HUB = deployment(model={"source": {"uri": "hf://org/name"}})
@@ -73,8 +73,10 @@ def test_an_objective_that_one_request_alone_misses_is_infeasible_and_names_one_
     status, reason, message = condition(decided(strict, replica(strict)), ConditionType.FEASIBLE)
 
     assert (status, reason) == (FALSE, "SLOInfeasible")
-    assert message.startswith("one request alone takes 5 ms per token, the tightest tpot asks for 3 ms")
-    assert "thresholdMilliseconds of 6 could be met" in message
+    assert message.startswith(
+        "spec.slos[interactive].tpot.thresholdMilliseconds: 3 is too short: one request alone takes 5 ms per token"
+    )
+    assert "; 6 could be met" in message
     of = deployment()
     assert condition(decided(of, replica(of)), ConditionType.FEASIBLE)[:2] == (TRUE, "Feasible")
     assert condition(decided(of, memory=Memory()), ConditionType.FEASIBLE)[:2] == (UNKNOWN, "NotYetKnown")
@@ -82,14 +84,21 @@ def test_an_objective_that_one_request_alone_misses_is_infeasible_and_names_one_
 
 def test_a_specification_that_is_not_in_force_stalls_the_rest_and_stops_nothing() -> None:
     of = deployment()
-    fault = "spec.slos: required"
+    fault = ConfigurationFault(message="spec.slos: required", generation=of.metadata.generation + 1)
 
     decision = decided(of, replica(of), configuration_fault=fault)
 
     assert decision.actions == ()
     assert condition(decision, ConditionType.CONFIGURATION_VALID)[:2] == (FALSE, "InvalidSpec")
-    assert fault in condition(decision, ConditionType.STALLED)[2]
+    assert fault.message in condition(decision, ConditionType.STALLED)[2]
     assert condition(decision, ConditionType.READY)[0] is TRUE
+    # Who waits for the newest generation learns that it was judged; the others speak of the one in force.
+    generations = {c.type: c.observed_generation for c in decision.status.conditions}
+    assert decision.status.observed_generation == fault.generation
+    assert {kind for kind, generation in generations.items() if generation == fault.generation} == {
+        ConditionType.CONFIGURATION_VALID,
+        ConditionType.STALLED,
+    }
     assert not [c for c in decided(of, replica(of)).status.conditions if c.type is ConditionType.STALLED]
 
 

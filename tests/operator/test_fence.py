@@ -1,11 +1,11 @@
 """Engines and gateways are told nothing by an operator that may no longer act; looking is always allowed."""
 
 import pytest
-from fake_kubernetes import FakeKubernetes
 
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.errors import NotLeader
 from capstan_operator.settings import OperatorSettings
+from fake_kubernetes import FakeKubernetes
 
 
 async def refuse() -> None:

@@ -201,12 +201,34 @@ def test_a_status_that_another_version_wrote_is_no_fault_of_the_spec() -> None:
 
 
 def test_telling_of_a_bad_spec_keeps_what_the_status_held() -> None:
-    before = {**manifest(A), "status": {"memory": "kept", "desiredReplicas": 2}}
-    applied = not_understood(before, InvalidResource("spec.scaling: wrong"), 0.0)
+    rolling = {
+        "type": "Reconciling",
+        "status": "True",
+        "reason": "RollingOut",
+        "message": "revision 1 takes over",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    before = {**manifest(A), "status": {"memory": "kept", "desiredReplicas": 2, "conditions": [rolling]}}
+    applied = not_understood(before, InvalidResource("spec.scaling: wrong", generation=7), 0.0)
     assert applied["metadata"] == {"name": "a", "namespace": "default", "uid": "1"}
     assert (applied["status"]["memory"], applied["status"]["desiredReplicas"]) == ("kept", 2)
     told = {c["type"]: (c["status"], c["reason"], c["message"]) for c in applied["status"]["conditions"]}
     assert told["ConfigurationValid"] == told["Ready"] == ("False", "InvalidSpec", "spec.scaling: wrong")
+    assert told["Stalled"][0] == "True"
+    assert "Reconciling" not in told
+    judged = {c["observedGeneration"] for c in applied["status"]["conditions"] if c["reason"] == "InvalidSpec"}
+    assert judged == {applied["status"]["observedGeneration"]} == {7}
+
+
+@pytest.mark.parametrize(("generation", "judged"), [(3, 3), (None, 0), ("3", 0)])
+def test_a_spec_that_cannot_be_understood_is_refused_with_the_generation_that_it_has(
+    generation: Any, judged: int
+) -> None:
+    bad = manifest(A, scaling="anything")
+    bad["metadata"]["generation"] = generation
+    with pytest.raises(InvalidResource) as refused:
+        understood(bad)
+    assert refused.value.generation == judged
 
 
 def test_telling_of_the_same_bad_spec_again_is_the_same_status() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from fake_kubernetes import FakeKubernetes, refusal
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
@@ -25,6 +24,7 @@ from capstan_operator.world.kubernetes import connection
 from capstan_operator.world.kubernetes.access import CONFIG_MAPS, LEASES, POD_MONITORS, PODS, SECRETS
 from capstan_operator.world.kubernetes.api import Call, KubernetesApi
 from capstan_operator.world.kubernetes.connection import connect
+from fake_kubernetes import FakeKubernetes, refusal
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"x": 1}}
 CONFIG = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "default"}, "data": {}}

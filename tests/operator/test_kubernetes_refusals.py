@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 from aiohttp import web
-from fake_kubernetes import Request, refusal
 from kubernetes_house import House, resource
 
 from capstan_operator.errors import ApiForbidden, NotLeader, WorldError
@@ -14,6 +13,7 @@ from capstan_operator.world.kubernetes.access import (
 )
 from capstan_operator.world.kubernetes.api import KubernetesApi
 from capstan_operator.world.kubernetes.world import KubernetesWorld
+from fake_kubernetes import Request, refusal
 
 
 async def test_a_write_without_the_lease_ends_the_turn(house: House) -> None:

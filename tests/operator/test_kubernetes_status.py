@@ -1,11 +1,11 @@
 """What is said of a resource: its status, in this very resource and nowhere else, and events that repeat nothing."""
 
 import pytest
-from fake_kubernetes import refusal
 from kubernetes_house import House, resource
 
 from capstan_api.status import DecisionAction, DecisionStatus, InferenceDeploymentStatus
 from capstan_operator.errors import Gone
+from fake_kubernetes import refusal
 
 
 async def test_status_goes_to_this_very_resource_and_holds_nothing_else(house: House) -> None:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from fake_kubernetes import FakeKubernetes, refusal
 from hypothesis import given
 from hypothesis import strategies as st
 from kubernetes.aio.client.api_client import ApiClient
@@ -15,6 +14,7 @@ from kubernetes.aio.client.configuration import Configuration
 from capstan_operator.errors import ApiConflict, ApiNotFound, ApiUnavailable, NotLeader
 from capstan_operator.lease import Lease, Terms, claim
 from capstan_operator.world.kubernetes.api import KubernetesApi
+from fake_kubernetes import FakeKubernetes, refusal
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)
 A = Terms("capstan-operator", "system", "a")

@@ -10,6 +10,7 @@ import pytest
 from local_world import until
 from worlds import deployment
 
+from capstan_operator.decide.feasibility import Pace, doubts
 from capstan_operator.errors import ModelNotFound
 from capstan_operator.reconcile import Reconciler, Turn
 from capstan_operator.settings import OperatorSettings
@@ -58,6 +59,11 @@ async def test_a_resource_is_served_learnt_from_and_served_again_after_a_crash(t
         assert turns[-1].decision is not None
         assert turns[-1].decision.memory.lengths.output == pytest.approx(48, abs=0.1)
         assert turns[-1].decision.signals.complete
+        # The law of memory, fed with the engine's own figures, says of its own resource what the engine said: it fits.
+        told = turns[-1].decision.memory.told
+        assert told is not None
+        assert told.figures.max_positions == 8192
+        assert doubts(of.spec, told.figures, Pace()) == ()
 
         (replica,) = await world.replicas()
         os.kill(world.pids()[replica.id], signal.SIGKILL)

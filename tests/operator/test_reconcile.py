@@ -14,6 +14,7 @@ from worlds import NOW, counters, deployment, observation
 from capstan_api.status import ConditionStatus, ConditionType, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Memory, decide
+from capstan_operator.decide.feasibility import Told, model_key
 from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.errors import WorldError
 from capstan_operator.reconcile import Reconciler, Turn, record, replay
@@ -94,7 +95,17 @@ async def test_an_edited_file_is_followed_and_a_broken_one_is_not(tmp_path: Path
         await seen(lambda t: is_ready(t) and len(t.observation.replicas if t.observation else ()) == 2)
         stop.set()
         await loop
-    assert source().metadata.generation == 2
+    # The one that could not be understood was one too.
+    assert source().metadata.generation == 3
+
+
+async def test_an_engine_is_asked_once_what_its_model_takes_of_memory(tmp_path: Path) -> None:
+    source = FileSource(written(tmp_path / "web.yaml", deployment()))
+    async with running_world(tmp_path / "run") as world:
+        turns = await reconciled(world, source, lambda t: t.memory.told is not None and is_ready(t))
+    told = [r.figures for t in turns if t.observation for r in t.observation.replicas if r.figures]
+    assert len(told) == 1
+    assert turns[-1].memory.told == Told(of=model_key(source().spec), figures=told[0])
 
 
 async def test_a_revision_that_cannot_run_is_taken_back_and_nobody_notices(tmp_path: Path) -> None:

@@ -1,174 +1,219 @@
-"""The slow loop on its own: capacity, streaks, bounds, and the remedies in their order."""
+"""The slow loop on its own: bounds, windows, spares, what is kept when the world cannot be seen."""
 
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
-from worlds import NOW, STEP_COSTS, deployment, samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import NOW, deployment
 
-from capstan_operator.decide.batch_limits import LimitsMemory, Target
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.replicas import (
-    DOWN_UTILISATION,
-    UP_UTILISATION,
-    Advice,
-    Capacity,
-    Missed,
-    ReplicasMemory,
-    Situation,
-    advise,
-    capacity,
-)
-from capstan_operator.decide.signals import Lengths, Signals
+from capstan_api.spec import Scaling
+from capstan_operator.decide.bank import Bank, Slot
+from capstan_operator.decide.curve import curve, sizes
+from capstan_operator.decide.replicas import Advice, ReplicasMemory, Situation, advise
+from capstan_operator.decide.signals import Signals
+from capstan_operator.decide.sizing import Sizing, size
 
-ONE_PER_SECOND = Capacity(sequences=10, step_s=0.05, requests_per_s=1.0)
-LATE = Missed(percentile=95, measured_s=2.0, threshold_s=1.0)
 SCALING = deployment(scaling={"minReplicas": 1, "maxReplicas": 8}).spec.scaling
+UP_S, DOWN_S = 5, 20
 
 
-def situation(rate: float | None = 1.0, *, queue: float = 0, ready: int = 1, **fields: Any) -> Situation:
-    complete = fields.pop("complete", True)
-    signals = Signals(
-        window_s=10, gateway_seen=True, complete=complete, arrivals_per_s=rate, waiting=queue, active=True
-    )
-    defaults: dict[str, Any] = {"limits": LimitsMemory(), "serves": ONE_PER_SECOND, "num_live": ready}
-    return Situation(signals=signals, num_ready=ready, **{**defaults, **fields})
+def sized(load: float) -> Sizing:
+    """Of a look-back in which fleets smaller than `load` missed everything, and larger ones ever less."""
+    fleets = sizes(SCALING.max_replicas)
+    shares = np.minimum(1.0, np.exp(-12 * (fleets / max(load, 1e-3) - 1)))
+    shares[-1] = 0.0
+    slot = Slot(start=NOW - 20, end=NOW, arrived=(1000.0,), missed=(curve(1000 * shares),))
+    bank = Bank(classes=("interactive",), since=NOW - 1000, slots=(slot,))
+    return size(bank, fleets, [0.05], 1.0)
 
 
-def after(turns: list[Situation], wanted: int = 1, scaling: Any = SCALING) -> Advice:
+def situation(ready: int = 1, **fields: Any) -> Situation:
+    seen: dict[str, Any] = {"gateway_seen": True, "complete": True, "active": True, **fields.pop("signals", {})}
+    return Situation(signals=Signals(window_s=10, **seen), **{"num_live": ready, "num_ready": ready, **fields})
+
+
+def after(
+    turns: list[tuple[Situation, Sizing | None]],
+    wanted: int = 1,
+    scaling: Scaling = SCALING,
+    memory: ReplicasMemory | None = None,
+) -> Advice:
     """One turn a second."""
-    memory = ReplicasMemory(wanted=wanted)
-    for i, each in enumerate(turns):
-        advice = advise(memory, each, scaling, NOW + i)
+    memory = memory or ReplicasMemory(wanted=wanted, seen_at=NOW - 1, whole_since=NOW - 1000)
+    for i, (each, asked) in enumerate(turns):
+        advice = advise(memory, each, asked, scaling, NOW + i)
         memory = advice.memory
     return advice
 
 
-def test_capacity_is_what_fills_steps_of_the_threshold() -> None:
-    model, lengths = EngineModel().learn(samples(200)), Lengths(prompt=200, output=50, weight=100)
-    target = Target(threshold_s=0.060, class_threshold_s=0.060)
-
-    serves = capacity(model, lengths, target, 1000, kv_tokens=1e6)
-
-    a, b, c, _, _ = STEP_COSTS
-    sequences = (0.054 - a) / (c + b * 200 / 50)
-    assert serves is not None
-    assert serves.sequences == pytest.approx(sequences, rel=0.02)
-    assert serves.step_s == pytest.approx(0.054, rel=0.02)
-    assert serves.requests_per_s == pytest.approx(sequences / (50 * 0.054), rel=0.02)
+def steady(count: int, load: float, ready: int = 1, **fields: Any) -> list[tuple[Situation, Sizing | None]]:
+    return [(situation(ready, **fields), sized(load))] * count
 
 
-def test_cache_and_envelope_bound_the_capacity() -> None:
-    model, lengths = EngineModel().learn(samples(200)), Lengths(prompt=200, output=50, weight=100)
-    assert (by_cache := capacity(model, lengths, None, 1000, kv_tokens=2250)) is not None
-    assert by_cache.sequences == pytest.approx(10)
-    assert (by_envelope := capacity(model, lengths, None, 7, kv_tokens=1e6)) is not None
-    assert by_envelope.sequences == 7
-    assert capacity(EngineModel(), lengths, None, 7, 0) is None
-    assert capacity(model, Lengths(), None, 7, 0) is None
-
-
-def test_a_cached_prefix_is_capacity() -> None:
-    model, target = EngineModel().learn(samples(200)), Target(threshold_s=0.060, class_threshold_s=0.060)
-    cold = capacity(model, Lengths(prompt=2000, output=50, weight=100), target, 1000, 1e6)
-    warm = capacity(model, Lengths(prompt=2000, output=50, cached=0.9, weight=100), target, 1000, 1e6)
-    assert cold is not None
-    assert warm is not None
-    assert warm.requests_per_s > 1.3 * cold.requests_per_s
-
-
-def test_demand_brings_as_many_as_it_needs_at_once() -> None:
-    rising = [situation(4.0)] * 7
-    assert after(rising[:5]).memory.wanted == 1
-    advice = after(rising[:6])
-    assert advice.memory.wanted == 7
-    assert advice.reason == "Demand"
-    assert advice.message == "4 requests/s need 6.2 replicas of 1 requests/s: 1 → 7 replicas"
+def test_misses_bring_as_many_replicas_as_it_takes_at_once_and_say_why() -> None:
+    assert after(steady(UP_S, 4.0)).memory.wanted == 1
+    advice = after(steady(UP_S + 1, 4.0))
+    assert advice.memory.wanted == sized(4.0).needed == 5
+    assert advice.reason == "MissesPredicted"
+    expected = "1 replica would have missed 100.0 % > 5.0 % of interactive in the last 20 s: 1 → 5 replicas"
+    assert advice.message == expected
 
 
 def test_a_window_takes_the_most_cautious_answer_in_it() -> None:
-    up = after([situation(4.0)] * 3 + [situation(2.0)] + [situation(4.0)] * 2)
-    assert up.memory.wanted == 3, "all turns of the window asked for at least that"
-    down = after([situation(0.1, ready=6)] * 10 + [situation(1.5, ready=6)] + [situation(0.1, ready=6)] * 10, wanted=6)
-    assert down.memory.wanted == 4
+    turns = steady(3, 4.0) + steady(1, 2.0) + steady(UP_S, 4.0)
+    assert after(turns).memory.wanted == 3, "all turns of the window asked for at least that"
 
 
 def test_a_turn_of_another_mind_begins_the_window_anew() -> None:
-    assert after([situation(4.0)] * 4 + [situation(0.5)] + [situation(4.0)] * 4).memory.wanted == 1
-
-
-def test_a_hole_in_the_measurements_begins_the_window_anew() -> None:
-    memory = after([situation(4.0)] * 3).memory
-    hole_s = SCALING.stale_metrics.max_age_seconds + 1
-    late = advise(memory, situation(4.0), SCALING, NOW + 2 + hole_s)
-    assert late.memory.wanted == 1
-    assert late.memory.up is not None
-    assert late.memory.up.since == NOW + 2 + hole_s
+    assert after(steady(UP_S - 1, 4.0) + steady(1, 0.5) + steady(UP_S - 1, 4.0)).memory.wanted == 1
 
 
 def test_no_more_than_max_and_it_says_so() -> None:
-    advice = after([situation(40.0, ready=8)] * 10, wanted=8)
-    assert advice.memory.wanted == advice.recommended == 8
-    assert advice.reason == "MaxReplicas"
-    assert "maxReplicas is 8" in advice.message
+    advice = after(steady(2 * UP_S, 40.0, ready=8), wanted=8)
+    assert advice.memory.wanted == 8
+    unreachable = after([(situation(7), sized(7.5))] * (UP_S + 1), wanted=7)
+    assert unreachable.memory.wanted == 8
+    assert unreachable.reason == "MaxReplicas"
+    assert "maxReplicas is 8" in unreachable.message
 
 
-def test_between_up_and_down_nothing_moves() -> None:
-    for wanted in (1, 2, 5):
-        calm = wanted * (UP_UTILISATION + DOWN_UTILISATION) / 2
-        assert after([situation(calm, ready=wanted)] * 30, wanted=wanted).memory.wanted == wanted
+def test_a_replica_goes_once_the_smaller_fleet_was_safe_for_the_whole_look_back() -> None:
+    young = ReplicasMemory(wanted=3, seen_at=NOW, whole_since=NOW)
+    early = after(steady(DOWN_S, 0.5, ready=3), memory=young)
+    assert early.memory.wanted == 3
+    assert early.reason == "SpareCapacityPending"
+    late = after(steady(DOWN_S + 1, 0.5, ready=3), memory=young)
+    assert late.memory.wanted == 2
+    assert late.message == "2 replicas would have missed 0.0 % ≤ 5.0 % of interactive in the last 20 s: 3 → 2 replicas"
 
 
-def test_what_was_just_added_is_not_taken_away_by_the_load_that_added_it() -> None:
-    for wanted in (1, 2, 5):
-        load = wanted * UP_UTILISATION + 0.2
-        more = after([situation(load, ready=wanted)] * 10, wanted=wanted).memory.wanted
-        assert more is not None
-        assert more > wanted
-        assert after([situation(load, ready=more)] * 60, wanted=more).memory.wanted == more
+def test_replicas_go_one_at_a_time() -> None:
+    turns = steady(1, 0.5, ready=6) + steady(DOWN_S - 1, 0.5, ready=5)
+    assert after(turns, wanted=6).memory.wanted == 5
+    assert after([*turns, *steady(DOWN_S - 1, 0.5, ready=5)], wanted=6).memory.wanted == 4
 
 
-def test_limits_with_room_come_before_replicas() -> None:
-    late = {"queue": 3, "missed": LATE}
-    assert after([situation(0.3, **late, limits=LimitsMemory(has_room=True))] * 10).memory.wanted == 1
-    assert after([situation(0.3, **late)] * 10).memory.wanted == 2
+def test_what_is_needed_is_not_what_is_safe_to_go_down_to() -> None:
+    # With three it would meet the objective, with not much to spare.
+    load = next(x / 100 for x in range(200, 300) if sized(x / 100).needed < sized(x / 100).safe)
+    assert (sized(load).needed, sized(load).safe) == (3, 4)
+    assert after(steady(30, load, ready=4), wanted=4).memory.wanted == 4
+    assert after(steady(30, load, ready=3), wanted=3).memory.wanted == 3
 
 
-def test_late_requests_bring_one_more_than_serve_and_not_one_a_turn() -> None:
-    late = situation(0.3, queue=3, missed=LATE, ready=1, num_live=2)
-    assert after([late] * 60, wanted=2).memory.wanted == 2
+def test_spare_replicas_come_on_top_and_are_not_given_up() -> None:
+    spare = deployment(scaling={"maxReplicas": 8, "spareReplicas": 1}).spec.scaling
+    assert after(steady(UP_S + 1, 1.5, ready=1), scaling=spare).memory.wanted == 3
+    assert after(steady(40, 1.5, ready=3), wanted=3, scaling=spare).memory.wanted == 3
+    assert after(steady(40, 1.5, ready=3), wanted=3).memory.wanted == 2
 
 
-def test_a_missed_tpot_brings_a_replica_when_limits_are_at_their_floor() -> None:
-    slow = Target(threshold_s=0.06, class_threshold_s=0.06, measured_s=0.09, num_measured=50)
-    assert after([situation(0.3, tpot=slow)] * 10).memory.wanted == 1
-    advice = after([situation(0.3, tpot=slow, limits=LimitsMemory(at_floor=True))] * 6)
+def test_a_low_error_budget_keeps_what_there_is() -> None:
+    advice = after(steady(40, 0.5, ready=3, budget_left=0.05), wanted=3)
+    assert advice.memory.wanted == 3
+    assert advice.reason == "ErrorBudgetLow"
+    assert after(steady(1, 0.5, ready=3, budget_left=0.5), wanted=3).memory.wanted == 2
+
+
+def test_nothing_goes_while_others_start() -> None:
+    starting = [(situation(2, num_live=3, num_starting=1), sized(0.5))] * 40
+    assert after(starting, wanted=3).memory.wanted == 3
+
+
+def test_a_queue_is_worked_off_by_more_than_its_arrivals_need() -> None:
+    queue = {"signals": {"waiting": 80.0}, "catching_up": 5}
+    assert after(steady(8, 0.5, **queue)).memory.wanted == 1, "a burst is no backlog"
+    advice = after(steady(8 + UP_S + 1, 0.5, **queue))
+    assert (advice.memory.wanted, advice.reason) == (5, "Backlog")
+    assert advice.message == "80 requests wait, 5 replicas work that off: 1 → 5 replicas"
+    kept = after(steady(40, 0.5, ready=3, signals={"waiting": 80.0}, catching_up=2), wanted=3)
+    assert (kept.memory.wanted, kept.reason) == (3, "Backlog")
+
+
+def test_no_room_in_the_cluster_keeps_what_there_is() -> None:
+    advice = after([(situation(1, num_live=2, num_overdue=1), sized(4.0))] * 10, wanted=2)
     assert advice.memory.wanted == 2
-    assert advice.message == "TPOT p95 90 ms > 60 ms with limits at their lowest: 1 → 2 replicas"
+    assert advice.recommended == 5
+    assert advice.reason == "CapacityUnavailable"
 
 
-def test_a_miss_keeps_what_there_is() -> None:
-    assert after([situation(0.1, ready=3, missed=LATE)] * 60, wanted=3).memory.wanted == 3
+def test_what_is_not_yet_known_changes_nothing() -> None:
+    advice = after([(situation(2), None)] * 60, wanted=2)
+    assert advice.memory.wanted == 2
+    assert advice.reason == "CapacityUnknown"
 
 
 def test_incomplete_measurements_never_take_away() -> None:
-    advice = after([situation(0.1, ready=3, complete=False)] * 60, wanted=3)
+    advice = after(steady(60, 0.1, ready=3, signals={"complete": False}), wanted=3)
     assert advice.memory.wanted == 3
     assert advice.reason == "MetricsMissing"
 
 
+def test_after_a_gap_the_look_back_begins_anew() -> None:
+    memory = after(steady(1, 0.5, ready=3), wanted=3, memory=ReplicasMemory(wanted=3)).memory
+    hole_s = SCALING.stale_metrics.max_age_seconds + 1
+    back = advise(
+        memory.model_copy(update={"whole_since": NOW - 1000}), situation(3), sized(0.5), SCALING, NOW + hole_s
+    )
+    assert back.memory.wanted == 3
+    assert back.memory.whole_since == NOW + hole_s
+
+
+def test_the_blind_hold_and_then_return_to_the_recent_peak() -> None:
+    memory = after(steady(UP_S + 2, 4.0)).memory.model_copy(update={"wanted": 2})
+    blind = situation(2, signals={"gateway_seen": False, "complete": False})
+    patience_s = 3 * SCALING.stale_metrics.max_age_seconds
+    held = advise(memory, blind, None, SCALING, NOW + UP_S + 1 + patience_s)
+    assert (held.memory.wanted, held.reason) == (2, "MetricsMissing")
+    back = advise(held.memory, blind, None, SCALING, NOW + UP_S + 1 + patience_s + 1)
+    assert back.memory.wanted == 5
+    assert back.message.endswith("2 → 5 replicas, the recent peak")
+
+
+@pytest.mark.parametrize(("wanted", "bounds"), [(9, (1, 8)), (1, (2, 8))])
+def test_new_bounds_hold_at_once(wanted: int, bounds: tuple[int, int]) -> None:
+    scaling = deployment(scaling={"minReplicas": bounds[0], "maxReplicas": bounds[1]}).spec.scaling
+    advice = advise(ReplicasMemory(wanted=wanted), situation(wanted), None, scaling, NOW)
+    assert advice.memory.wanted == min(max(wanted, bounds[0]), bounds[1])
+    assert advice.reason == "OutOfBounds"
+
+
 def test_min_replicas_of_one_never_sleeps() -> None:
-    idle = situation(0.0)
-    quiet = idle.model_copy(update={"signals": idle.signals.model_copy(update={"active": False})})
+    quiet = situation(signals={"active": False})
     memory = ReplicasMemory(wanted=1, active_at=NOW - 1e6)
-    assert advise(memory, quiet, SCALING, NOW).memory.wanted == 1
+    assert advise(memory, quiet, sized(0.01), SCALING, NOW).memory.wanted == 1
 
 
 def test_a_replica_that_still_loads_is_not_idle() -> None:
     sleepy = deployment(scaling={"minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 3}}).spec.scaling
-    loaded = situation(0.0)
-    quiet = loaded.model_copy(update={"signals": loaded.signals.model_copy(update={"active": False})})
-    loading = quiet.model_copy(update={"num_ready": 0})
-    assert after([loading] * 10, scaling=sleepy).memory.wanted == 1
+    loading: list[tuple[Situation, Sizing | None]]
+    quiet: list[tuple[Situation, Sizing | None]]
+    loading = [(situation(1, num_ready=0, signals={"active": False}), None)] * 10
+    quiet = [(situation(signals={"active": False}), None)]
+    assert after(loading, scaling=sleepy).memory.wanted == 1
     # Idleness counts from the moment at which it could have served.
-    assert after([loading] * 10 + [quiet] * 2, scaling=sleepy).memory.wanted == 1
-    assert after([loading] * 10 + [quiet] * 3, scaling=sleepy).memory.wanted == 0
+    assert after(loading + 2 * quiet, scaling=sleepy).memory.wanted == 1
+    assert after(loading + 3 * quiet, scaling=sleepy).memory.wanted == 0
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 30), st.floats(0.01, 30), st.integers(1, 8))
+def test_more_load_never_asks_for_fewer(a: float, b: float, wanted: int) -> None:
+    low, high = (after(steady(UP_S + 1, load, ready=wanted), wanted=wanted) for load in sorted((a, b)))
+    assert (low.memory.wanted or 0) <= (high.memory.wanted or 0)
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 30), st.integers(1, 8))
+def test_a_steady_load_comes_to_rest(load: float, wanted: int) -> None:
+    memory = ReplicasMemory(wanted=wanted, seen_at=NOW - 1, whole_since=NOW - 1000)
+    courses = []
+    for i in range(300):
+        memory = advise(memory, situation(memory.wanted or 1), sized(load), SCALING, NOW + i).memory
+        courses.append(memory.wanted)
+    assert len(set(courses[200:])) == 1
+    directions = {np.sign(b - a) for a, b in pairwise(courses) if a is not None and b is not None}
+    assert len(directions - {0}) <= 1, "it never turns round"

@@ -92,8 +92,12 @@ def world() -> NotedWorld:
     return NotedWorld()
 
 
-def reconciler(world: NotedWorld, source: Callable[[], InferenceDeployment] | None = None) -> Reconciler:
-    return Reconciler(world, source or deployment, settings=SETTINGS, clock=Clock())
+def reconciler(
+    world: NotedWorld,
+    source: Callable[[], InferenceDeployment] | None = None,
+    entrance: asyncio.Semaphore | None = None,
+) -> Reconciler:
+    return Reconciler(world, source or deployment, settings=SETTINGS, clock=Clock(), entrance=entrance)
 
 
 def condition(turn: Turn, kind: ConditionType) -> tuple[ConditionStatus, str, str]:
@@ -233,6 +237,38 @@ async def test_a_source_that_knows_of_the_deletion_ends_the_loop_too(world: Note
     with pytest.raises(Gone):
         await reconciler(world, source).run(asyncio.Event(), lambda _: None)
     assert world.asked == []
+
+
+async def test_few_enter_at_a_time_and_nobody_waits_once_inside() -> None:
+    entrance, stop, everybody = asyncio.Semaphore(1), asyncio.Event(), asyncio.Event()
+    entering, later, most_entering = 0, 0, 0
+
+    class Crowded(NotedWorld):
+        entered = False
+
+        async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+            nonlocal entering, later, most_entering
+            if self.entered:
+                # Inside for good: only when all three are there at the same time does any of them go on.
+                later += 1
+                if later == 3:
+                    everybody.set()
+                await everybody.wait()
+            else:
+                entering += 1
+                most_entering = max(most_entering, entering)
+                await asyncio.sleep(0.01)
+                entering -= 1
+                self.entered = True
+            await super().prepare(deployment, revisions)
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as loops:
+        for _ in range(3):
+            world = Crowded()
+            loops.create_task(reconciler(world, entrance=entrance).run(stop, lambda _, of=world: of.wake.set()))
+        await everybody.wait()
+        stop.set()
+    assert most_entering == 1
 
 
 async def test_who_no_longer_leads_is_told_so_and_writes_nothing(world: NotedWorld) -> None:

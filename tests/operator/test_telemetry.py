@@ -110,6 +110,9 @@ def test_the_process_counts_turns_requests_and_the_age_of_its_watches() -> None:
     subject.called(Call(Verb.PATCH, "services", 200, 0.01))
     subject.called(Call(Verb.GET, "pods", 0, 5.0))
     subject.paced(2.0, 7)
+    for allowed, warnings, times in ((True, (), 1), (True, ("slow",), 2), (False, ("slow",), 3)):
+        for _ in range(times):
+            subject.reviewed({"allowed": allowed, **({"warnings": warnings} if warnings else {})})
     samples = page(subject)
     assert samples["capstan_operator_turns_total", "outcome", "ok"] == 1
     assert samples["capstan_operator_turns_total", "outcome", "error"] == 1
@@ -118,13 +121,15 @@ def test_the_process_counts_turns_requests_and_the_age_of_its_watches() -> None:
     assert samples[sent, "code", "error", "resource", "pods", "verb", "get"] == 1
     assert samples["capstan_operator_watch_age_seconds", "resource", "pods"] == 2.5
     assert samples["capstan_operator_turn_interval_seconds",] == 2
+    reviews = "capstan_operator_admission_reviews_total"
+    assert [samples[reviews, "verdict", verdict] for verdict in ("passed", "warned", "refused")] == [1, 2, 3]
     assert samples["capstan_operator_objects",] == 7
     assert samples["capstan_operator_is_leader",] == 1
     assert page(telemetry(leads=False))["capstan_operator_is_leader",] == 0
 
 
 def test_the_catalogue_is_what_is_exposed() -> None:
-    disable_created_metrics()  # type: ignore[no-untyped-call]
+    disable_created_metrics()
     subject = telemetry()
     subject.turned(KEY, turn())
     subject.called(Call(Verb.PATCH, "services", 200, 0.01))

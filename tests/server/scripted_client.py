@@ -10,6 +10,7 @@ from time import monotonic
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import CapstanEngineError, EngineDead
 from capstan_engine.messages import CoreState, FinishReason, Loading, Output, Ready, Submit, TokenLogprobs, Update
+from fakes import FIGURES
 
 Script = Callable[[Submit], list[int]]
 
@@ -19,7 +20,8 @@ EOS = 1
 
 def idle_state() -> CoreState:
     return CoreState(
-        time=monotonic(), heartbeat=1, steps=0, running=0, waiting=0, blocks_total=100, blocks_held=0, blocks_cached=0,
+        time=monotonic(), heartbeat=1, steps=0, running=0, waiting=0, prefill_backlog=0, blocks_total=100,
+        blocks_held=0, blocks_cached=0,
         prefix_queries=0, prefix_hits=0, preemptions=0, busy_seconds=0.0, max_sequences=8, max_batched_tokens=64,
     )  # fmt: skip
 
@@ -65,6 +67,7 @@ class ScriptedClient:
             block_size=16,
             max_model_len=self.max_model_len,
             vocab_size=VOCAB_SIZE,
+            figures=FIGURES.model_dump(),
             startup_seconds={"load": 0.5},
             state=self.state,
         )

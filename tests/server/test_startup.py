@@ -10,16 +10,26 @@ import pytest
 from scripted_client import ScriptedClient
 from serving import Served, make_args, serving
 
+from capstan_api.footprint import MemoryFigures
 from capstan_api.startup import StartupPhase, StartupReport
 from capstan_engine import main
 from capstan_engine.errors import EngineDead
 from capstan_engine.messages import Loading, Ready
 from capstan_engine.server import front_end
 from capstan_engine.server.front_end import STUCK_LIMIT_S, FrontEnd
+from fakes import FIGURES
 
 
 async def report(served: Served) -> StartupReport:
     return StartupReport.model_validate_json((await served.admin.get("/admin/startup")).content)
+
+
+async def test_what_the_model_takes_of_memory_is_told_once_it_is_loaded(engine: ScriptedClient) -> None:
+    async with serving(engine, load=False) as served:
+        assert (await served.admin.get("/admin/figures")).status_code == 503
+        await served.front.load()
+        told = await served.admin.get("/admin/figures")
+        assert MemoryFigures.model_validate_json(told.content) == FIGURES
 
 
 async def test_loading_is_told_in_bytes_and_the_startup_probe_waits_for_its_end(engine: ScriptedClient) -> None:

@@ -41,6 +41,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ default (printf "%s-key" (include "capstan.fullname" .)) .Values.key.secretName }}
 {{- end }}
 
+{{- define "capstan.admissionName" -}}
+{{ include "capstan.fullname" . }}-admission
+{{- end }}
+
+{{- define "capstan.certificateSecretName" -}}
+{{ default (include "capstan.admissionName" .) .Values.admission.certificate.secretName }}
+{{- end }}
+
 {{/* The reference of an image: a digest wins over a tag. Takes a list: the image's values and the chart's appVersion. */}}
 {{- define "capstan.image" -}}
 {{- $image := index . 0 -}}

@@ -69,8 +69,10 @@ def _state(replica: Replica, plan: Plan) -> ReplicaState:
 
 def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> list[SetLimits]:
     """Limits for every engine that has others, and renewals for leases that are half over."""
-    if memory.limits is None:
+    decided = memory.in_force
+    if decided is None:
         return []
+    hurry = f"prompts queue: token budget {decided.max_batched_tokens} until they do no more; " if memory.burst else ""
     lease_s = min(max(_SHORTEST_LEASE_S, 6 * interval_s), _LONGEST_LEASE_S)
     changes = []
     # An engine that drains refuses changes: it gets no more load, and its lease outlives most of what it has.
@@ -78,7 +80,7 @@ def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> 
         state = replica.limits
         if state is None:
             continue
-        limits = state.envelope.clamp(memory.limits)
+        limits = state.envelope.clamp(decided)
         renewal, left_s = limits == state.limits, state.lease_remaining_seconds
         # Without a lease the defaults are in force, and they last.
         if renewal and (left_s is None or left_s > lease_s / 2):
@@ -89,7 +91,7 @@ def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> 
                 limits=limits,
                 version=state.version,
                 lease_seconds=lease_s,
-                reason=(memory.message or memory.reason)[:_LONGEST_REASON],
+                reason=(hurry + (memory.message or memory.reason))[:_LONGEST_REASON],
                 is_renewal=renewal,
             )
         )

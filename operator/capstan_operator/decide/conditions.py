@@ -11,6 +11,7 @@ from capstan_api.spec import Mode, Slo
 from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus, SloStatus
 from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.decide.feasibility import TOO_SLOW, Pace, too_slow
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
 from capstan_operator.decide.rollout import Plan
@@ -20,9 +21,8 @@ from capstan_operator.decide.verdicts import INFEASIBLE, SOURCE
 _CRASH_LOOP_RESTARTS = 3
 # After a change of the limits, until engines must have them.
 _APPLYING_S = 10.0
-# Of the predicted time over the threshold: beyond it becomes infeasible, and under it is feasible again.
-_INFEASIBLE_RATIO, _FEASIBLE_RATIO = 1.05, 0.95
-_LARGEST_MODEL_ERROR = 0.25
+# Of the predicted time over the threshold: what was called infeasible is feasible again only under this.
+_FEASIBLE_AGAIN = 0.95
 _NAMED = 4
 _TRUE, _FALSE, _UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 
@@ -197,26 +197,17 @@ def _feasible(scene: Scene) -> Finding:
     refusal = next((words for words in refusals if words.startswith(INFEASIBLE)), None)
     if refusal is not None:
         return Finding(_FALSE, "Infeasible", refusal.removeprefix(INFEASIBLE).strip())
-    model, lengths = scene.memory.model, scene.memory.lengths
-    thresholds = [slo.tpot.threshold_milliseconds for slo in scene.deployment.spec.slos if slo.tpot]
-    if not (model.is_usable and lengths.is_known and model.error <= _LARGEST_MODEL_ERROR):
+    pace = Pace(model=scene.memory.model, lengths=scene.memory.lengths)
+    if not pace.is_known:
         if rollout.is_underway:
             return Finding(_UNKNOWN, "NotYetKnown", "no engine of this revision has run yet")
         return Finding(_TRUE, "EngineRuns", "the engine runs; how fast it is has yet to be learnt")
-    if thresholds:
-        alone_ms, tightest_ms = model.step_seconds(0, 1, lengths.context) * 1000, min(thresholds)
-        before = scene.memory.ledger.transitions.get(ConditionType.FEASIBLE)
-        bound = _FEASIBLE_RATIO if before is not None and before.status is _FALSE else _INFEASIBLE_RATIO
-        if alone_ms > bound * tightest_ms:
-            # Room for what the model does not know, and for company.
-            nearest_ms = round(1.2 * alone_ms)
-            return Finding(
-                _FALSE,
-                "SLOInfeasible",
-                f"one request alone takes {alone_ms:.0f} ms per token, the tightest tpot asks for {tightest_ms} ms: "
-                f"thresholdMilliseconds of {nearest_ms} could be met, or a faster variant is needed",
-            )
-    return Finding(_TRUE, "Feasible", "the engine runs, and one request alone is faster than any tpot asks for")
+    before = scene.memory.ledger.transitions.get(ConditionType.FEASIBLE)
+    bound = _FEASIBLE_AGAIN if before is not None and before.status is _FALSE else TOO_SLOW
+    doubts = list(too_slow(scene.deployment.spec, pace, bound))
+    if doubts:
+        return Finding(_FALSE, "SLOInfeasible", "; ".join(map(str, doubts)))
+    return Finding(_TRUE, "Feasible", "the engine runs, and one request alone is faster than any threshold asks for")
 
 
 def _limits_applied(scene: Scene) -> Finding:
@@ -225,7 +216,8 @@ def _limits_applied(scene: Scene) -> Finding:
     limits, ready = scene.memory.limits.limits, scene.observation.with_phase(Phase.READY)
     if limits is None or not ready:
         return Finding(_UNKNOWN, "NoReplicaReady", "no engine is there to have limits")
-    others = [r.id for r in ready if r.limits is not None and r.limits.limits != r.limits.envelope.clamp(limits)]
+    told = [(r.id, r.limits) for r in ready if r.limits is not None]
+    others = [key for key, has in told if not scene.memory.limits.allows(has.limits, has.envelope)]
     changed_at = scene.memory.limits.changed_at or 0.0
     ready_at = {r.id: r.ready_at or 0.0 for r in ready}
     late = [key for key in others if scene.now - max(changed_at, ready_at[key]) > _APPLYING_S]
@@ -237,7 +229,7 @@ def _limits_applied(scene: Scene) -> Finding:
 def _valid(scene: Scene) -> Finding:
     fault = scene.observation.configuration_fault
     if fault is not None:
-        return Finding(_FALSE, "InvalidSpec", f"the last valid specification stays in force: {fault}")
+        return Finding(_FALSE, "InvalidSpec", f"the last valid specification stays in force: {fault.message}")
     return Finding(_TRUE, "Valid", "the specification is in force")
 
 

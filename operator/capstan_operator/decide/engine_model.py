@@ -12,8 +12,12 @@ night teaches it nothing and costs it nothing.
 import math
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from typing import Final
 
-from capstan_operator.decide.observation import StepSample, believable
+import numpy as np
+
+from capstan_operator.decide.curve import Array
+from capstan_operator.decide.observation import StepSample
 from capstan_operator.decide.values import Value
 
 MEMORY_S = 180.0
@@ -24,7 +28,9 @@ _SMALLEST_ERROR = 0.03
 # Shares what collinear features explain evenly between them; four digits below what the data says otherwise.
 _RIDGE = 1e-4
 _ERROR_SHARE = 0.02
-_BATCH = 64
+_BATCH: Final = 64
+# Of anything in one step: values beyond are damage or malice.
+_LARGEST_COUNT: Final = 1e9
 _NUM_FEATURES = 5
 _ZEROS = (0.0,) * _NUM_FEATURES
 
@@ -61,43 +67,44 @@ class EngineModel(Value):
 
     def learn(self, samples: Iterable[StepSample]) -> "EngineModel":
         """The model after these samples; unbelievable ones are left out."""
-        sane = [sample for sample in samples if _is_sane(sample)]
+        steps = np.array([sample[2:] for sample in samples], dtype=np.float64).reshape(-1, _NUM_FEATURES)
         model = self
-        for start in range(0, len(sane), _BATCH):
-            model = model._after(sane[start : start + _BATCH])
+        for start in range(0, len(steps), _BATCH):
+            model = model._after(steps[start : start + _BATCH])
         return model
 
-    def _after(self, samples: Sequence[StepSample]) -> "EngineModel":
-        """The model after one batch, small enough for its predictions to be those of the model before it."""
-        gram = [list(row) for row in self.gram]
-        moment = list(self.moment)
-        num_samples, error = self.num_samples, self.error
-        for sample in samples:
-            features = (1.0, *(float(x) for x in sample[3:]))
-            predicted = _dot(self.coefficients, features) if self.is_usable else sample.seconds
-            scale = max(predicted, sample.seconds / 10, 1e-5)
-            off = abs(sample.seconds - predicted) / scale
-            trust = min(1.0, _HUBER_ERRORS * max(error, _SMALLEST_ERROR) / off) if off > 0 else 1.0
-            weight, kept = trust / scale**2, math.exp(-min(sample.seconds, MEMORY_S) / MEMORY_S)
-            for i, x in enumerate(features):
-                moment[i] = moment[i] * kept + weight * x * sample.seconds
-                for j, y in enumerate(features):
-                    gram[i][j] = gram[i][j] * kept + weight * x * y
-            num_samples = num_samples * kept + 1
-            if self.is_usable:
-                error += _ERROR_SHARE * (min(off, 1.0) - error)
+    def _after(self, steps: Array) -> "EngineModel":
+        """The model after one batch, small enough for its predictions to be those of the model before it.
+
+        `steps` is [N, 5]: seconds, then what was computed in them.
+        """
+        seconds, counts = steps[:, 0], steps[:, 1:]
+        sane = (steps >= 0).all(1) & (counts < _LARGEST_COUNT).all(1)
+        sane &= (seconds > 1e-6) & (seconds < 600) & (counts[:, 0] + counts[:, 1] > 0)
+        if not sane.any():
+            return self
+        seconds, features = seconds[sane], np.column_stack([np.ones(sane.sum()), counts[sane]])
+        predicted = features @ self.coefficients if self.is_usable else seconds
+        scale = np.maximum(np.maximum(predicted, seconds / 10), 1e-5)
+        off = np.abs(seconds - predicted) / scale
+        trusted = _HUBER_ERRORS * max(self.error, _SMALLEST_ERROR)
+        later_s = seconds.sum() - np.cumsum(seconds)
+        kept = np.exp(-later_s / MEMORY_S)
+        weight = np.minimum(1.0, trusted / np.maximum(off, 1e-12)) / scale**2 * kept
+        all_kept = float(np.exp(-seconds.sum() / MEMORY_S))
+        gram = all_kept * np.array(self.gram) + (features * weight[:, None]).T @ features
+        moment = all_kept * np.array(self.moment) + features.T @ (weight * seconds)
+        error = self.error
+        if self.is_usable:
+            share = 1 - (1 - _ERROR_SHARE) ** len(off)
+            error += share * (float(np.minimum(off, 1.0).mean()) - error)
         return EngineModel(
-            coefficients=_fitted(gram, moment),
-            gram=tuple(tuple(row) for row in gram),
-            moment=tuple(moment),
-            num_samples=num_samples,
+            coefficients=_fitted(gram.tolist(), moment.tolist()),
+            gram=tuple(map(tuple, gram.tolist())),
+            moment=tuple(moment.tolist()),
+            num_samples=all_kept * self.num_samples + float(kept.sum()),
             error=error,
         )
-
-
-def _is_sane(sample: StepSample) -> bool:
-    worked = sample.prefill_tokens + sample.decode_sequences > 0
-    return believable(*sample) and 1e-6 < sample.seconds < 600 and worked and max(sample[3:6]) < 1e9
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
@@ -111,7 +118,10 @@ def _fitted(gram: Sequence[Sequence[float]], moment: Sequence[float]) -> tuple[f
     scales = [math.sqrt(gram[i][i]) for i in range(_NUM_FEATURES)]
     seen = [i for i in range(_NUM_FEATURES) if scales[i] > 0]
     best, explained = dict.fromkeys(seen, 0.0), 0.0
-    for size in range(1, len(seen) + 1):
+    # All features together explain more than any fewer do: once they are allowed to, nothing else is asked.
+    for size in range(len(seen), 0, -1):
+        if len(best) == len(seen) and explained > 0 and min(best.values()) > 0:
+            break
         for subset in combinations(seen, size):
             # Scaled to ones on the diagonal, because seconds per step and per pair differ by many digits.
             matrix = [[gram[i][j] / (scales[i] * scales[j]) + _RIDGE * (i == j) for j in subset] for i in subset]

@@ -1,28 +1,28 @@
 """`decide`: from what is declared, seen and remembered to what is done. Pure: equal inputs give an equal decision.
 
-    signals ─► engine model ─► batch limits ─► replicas ─► progress, rollout ─► actions, status, memory
+    signals ─► engine model ─► batch limits ─► virtual fleets ─► sizing, replicas ─► progress, rollout ─► actions
 
-Limits move first and fast; replicas follow when limits have no room left or spare room is proven. Knows no HTTP,
-process or cluster, and reads no clock: `now` is epoch seconds.
+Limits move first and fast; the virtual fleets know them, so that replicas are counted with what limits can do.
+Knows no HTTP, process or cluster, and reads no clock: `now` is epoch seconds.
 """
 
 import hashlib
 from pathlib import Path
 
-from capstan_api.spec import LimitsMode, Mode, Slo
+from capstan_api.spec import Mode, Slo
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide import batch_limits, render, replicas, rollout, signals, status
+from capstan_operator.decide import render, replicas, rollout, signals, status
 from capstan_operator.decide.carry_out import actions
 from capstan_operator.decide.decision import Decision
 from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.ledger import Ledger
+from capstan_operator.decide.feasibility import Told, model_key
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
+from capstan_operator.decide.outlook import Outlook
 from capstan_operator.decide.progress import RolloutMemory
 from capstan_operator.decide.speaker import Speaker
 
-_SHORTEST_WINDOW_S, _LONGEST_WINDOW_S = 10.0, 60.0
-_ENOUGH_FIRST_TOKENS = 4
+_WINDOW_S = 15.0
 
 
 def decide(deployment: InferenceDeployment, observation: Observation, memory: Memory, now: float) -> Decision:
@@ -37,9 +37,15 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     model = (memory.model if same_engines else EngineModel()).learn(reading.samples)
     ledger = memory.ledger.advanced(spec.slos, reading.delta, observation.replicas, memory.at, now)
     overdue = _overdue(observation, spec.scaling.pending_timeout_seconds, now)
-    limits = _limits(deployment, release, memory, model, reading, now)
-    situation = _situation(deployment, observation, release, model, ledger, limits.memory, reading, len(overdue))
-    advice = replicas.advise(_rested(memory, deployment, now), situation, spec.scaling, now)
+    shape = memory.shape.learn(
+        reading.samples, reading.signals.kv_held * release.args.block_size, reading.signals.running, reading.seconds
+    )
+    outlook = Outlook(spec, release.args, model, reading, shape)
+    limits = outlook.limits(memory.limits, now)
+    bank, feedback = outlook.bank(memory, limits.memory, now)
+    sizing = outlook.sizing(bank, feedback, ledger, now)
+    situation = outlook.situation(observation, sizing, ledger, len(overdue), now)
+    advice = replicas.advise(_rested(memory, deployment, now), situation, sizing, spec.scaling, now)
     count = _in_shadow(deployment, memory, advice) if spec.scaling.mode is Mode.SHADOW else advice
     wanted = count.memory.wanted or 0
     plan = rollout.plan(
@@ -66,6 +72,10 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         rollout=progress,
         model=model,
         lengths=reading.lengths,
+        shape=shape,
+        bank=bank,
+        feedback=feedback,
+        told=_told(deployment, observation, progress.target) or memory.told,
         limits=limits.memory,
         replicas=count.memory,
         ledger=ledger.noted(said, changes),
@@ -89,16 +99,14 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
 
 
 def _read(deployment: InferenceDeployment, observation: Observation, memory: Memory, now: float) -> signals.Reading:
-    scaling = deployment.spec.scaling
-    span_s = float(scaling.behavior.scale_up.stabilization_window_seconds)
     return signals.read(
         observation,
         memory.window,
         memory.lengths,
         [_objectives(slo) for slo in deployment.spec.slos],
         now,
-        span_s=min(max(_SHORTEST_WINDOW_S, span_s), _LONGEST_WINDOW_S),
-        max_age_s=scaling.stale_metrics.max_age_seconds,
+        span_s=_WINDOW_S,
+        max_age_s=deployment.spec.scaling.stale_metrics.max_age_seconds,
     )
 
 
@@ -120,6 +128,12 @@ def _progress(
     return progress, progress.in_force(target, spec.rollout.auto_rollback)
 
 
+def _told(deployment: InferenceDeployment, observation: Observation, revision: str) -> Told | None:
+    """What engines of the revision that the resource asks for tell of its model; others may hold another one."""
+    figures = next((r.figures for r in observation.replicas if r.revision == revision and r.figures), None)
+    return Told(of=model_key(deployment.spec), figures=figures) if figures is not None else None
+
+
 def _overdue(observation: Observation, timeout_s: int, now: float) -> tuple[Replica, ...]:
     """Replicas that have been pending for too long."""
     return tuple(r for r in observation.with_phase(Phase.PENDING) if now - r.created_at > timeout_s)
@@ -130,59 +144,6 @@ def _rested(memory: Memory, deployment: InferenceDeployment, now: float) -> repl
     if now - memory.at <= deployment.spec.scaling.stale_metrics.max_age_seconds:
         return memory.replicas
     return memory.replicas.model_copy(update={"active_at": now})
-
-
-def _limits(
-    deployment: InferenceDeployment,
-    release: render.Release,
-    memory: Memory,
-    model: EngineModel,
-    reading: signals.Reading,
-    now: float,
-) -> batch_limits.Advice:
-    policy, envelope = deployment.spec.scaling.batch_limits, release.args.envelope
-    if policy.mode is LimitsMode.FIXED:
-        return batch_limits.Advice(memory=batch_limits.LimitsMemory(limits=envelope.top, reason="Fixed"))
-    return batch_limits.adjust(
-        memory.limits,
-        batch_limits.Situation(
-            model=model,
-            lengths=reading.lengths,
-            signals=reading.signals,
-            target=_target(deployment.spec.slos, reading.signals),
-            kv_tokens=reading.signals.kv_blocks * release.args.block_size,
-        ),
-        envelope,
-        policy,
-        now,
-    )
-
-
-def _situation(
-    deployment: InferenceDeployment,
-    observation: Observation,
-    release: render.Release,
-    model: EngineModel,
-    ledger: Ledger,
-    limits: batch_limits.LimitsMemory,
-    reading: signals.Reading,
-    num_overdue: int,
-) -> replicas.Situation:
-    spec, seen = deployment.spec, reading.signals
-    target, kv_tokens = _target(spec.slos, seen), seen.kv_blocks * release.args.block_size
-    max_sequences = release.args.envelope.max_sequences
-    live = [replica for replica in observation.replicas if replica.phase is not Phase.DRAINING]
-    return replicas.Situation(
-        signals=seen,
-        limits=limits,
-        serves=replicas.capacity(model, reading.lengths, target, max_sequences, kv_tokens),
-        missed=_missed(spec.slos, seen),
-        tpot=target,
-        num_live=len(live),
-        num_ready=sum(1 for replica in live if replica.phase is Phase.READY),
-        num_overdue=num_overdue,
-        startup_s=ledger.startup_s(0.5),
-    )
 
 
 def _in_shadow(deployment: InferenceDeployment, memory: Memory, advice: replicas.Advice) -> replicas.Advice:
@@ -199,40 +160,6 @@ def _objectives(slo: Slo) -> signals.Objectives:
         ttft_share=slo.ttft.percentile / 100 if slo.ttft else 0.95,
         tpot_share=slo.tpot.percentile / 100 if slo.tpot else 0.95,
     )
-
-
-def _target(slos: list[Slo], seen: signals.Signals) -> batch_limits.Target | None:
-    """The tightest TPOT threshold of all classes, with the measurement of the class that is worst off."""
-    with_tpot = [(slo, slo.tpot) for slo in slos if slo.tpot]
-    if not with_tpot:
-        return None
-    tightest_s = min(tpot.threshold_milliseconds for _, tpot in with_tpot) / 1000
-    targets = [
-        batch_limits.Target(
-            threshold_s=tightest_s,
-            percentile=tpot.percentile,
-            class_threshold_s=tpot.threshold_milliseconds / 1000,
-            measured_s=seen.classes[slo.name].tpot_s,
-            num_measured=seen.classes[slo.name].num_tpot,
-        )
-        for slo, tpot in with_tpot
-    ]
-    return max(targets, key=lambda target: target.ratio if target.ratio is not None else -1)
-
-
-def _missed(slos: list[Slo], seen: signals.Signals) -> replicas.Missed | None:
-    """The TTFT threshold that is missed most, if any is."""
-    missed = []
-    for slo in slos:
-        measured = seen.classes[slo.name]
-        if slo.ttft is None or measured.ttft_s is None or measured.num_ttft < _ENOUGH_FIRST_TOKENS:
-            continue
-        threshold_s = slo.ttft.threshold_milliseconds / 1000
-        if measured.ttft_s > threshold_s:
-            missed.append(
-                replicas.Missed(percentile=slo.ttft.percentile, measured_s=measured.ttft_s, threshold_s=threshold_s)
-            )
-    return max(missed, key=lambda m: m.measured_s / m.threshold_s, default=None)
 
 
 def _digest(deployment: InferenceDeployment, observation: Observation, memory: Memory, now: float) -> str:

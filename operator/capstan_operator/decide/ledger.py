@@ -126,6 +126,22 @@ class Ledger(Value):
         """Quantile of the recent start-up times."""
         return quantile(self.startups_s, share)
 
+    def least_budget_left(self, slos: Iterable[Slo], now: float) -> float | None:
+        """Of the error budget for the whole window, what the class with least has left; None without requests.
+
+        What is used up is set against what the window will allow at this pace, so that the first late request of a
+        month does not weigh like the last.
+        """
+        if self.since is None:
+            return None
+        seen_s = now - self.since
+        lefts = [
+            1 - (1 - left) * min(1.0, seen_s / slo.window_seconds)
+            for slo in slos
+            if (left := self.budget_left(slo)) is not None
+        ]
+        return min(lefts, default=None)
+
     def budget_left(self, slo: Slo) -> float | None:
         """Share of the class's error budget that is left, negative when overdrawn; None without requests."""
         slots = self.budgets.get(slo.name, ())

@@ -7,12 +7,16 @@ filled again within seconds, while the fitted model, the streaks and the error b
 from pydantic import ValidationError
 
 from capstan_api.status import DecisionStatus
+from capstan_operator.decide.bank import Bank
 from capstan_operator.decide.batch_limits import LimitsMemory
 from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.feasibility import Told
 from capstan_operator.decide.ledger import Ledger
 from capstan_operator.decide.progress import RolloutMemory
 from capstan_operator.decide.replicas import ReplicasMemory
+from capstan_operator.decide.shape import Shape
 from capstan_operator.decide.signals import Lengths
+from capstan_operator.decide.sizing import Feedback
 from capstan_operator.decide.values import Value
 from capstan_operator.decide.window import Window
 
@@ -27,6 +31,11 @@ class Memory(Value):
     rollout: RolloutMemory = RolloutMemory()
     model: EngineModel = EngineModel()
     lengths: Lengths = Lengths()
+    shape: Shape = Shape()
+    bank: Bank = Bank()
+    feedback: Feedback = Feedback()
+    told: Told | None = None
+    """What the model takes of memory, for whoever asks for it in another envelope."""
     limits: LimitsMemory = LimitsMemory()
     replicas: ReplicasMemory = ReplicasMemory()
     ledger: Ledger = Ledger()
@@ -36,7 +45,7 @@ class Memory(Value):
 
     def durable(self) -> str:
         """JSON for `status.memory`, a few kilobytes whatever the number of replicas."""
-        return self.model_dump_json(exclude={"window"})
+        return self.model_copy(update={"bank": self.bank.durable()}).model_dump_json(exclude={"window"})
 
     @classmethod
     def restored(cls, text: str) -> "Memory":

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from capstan_api.footprint import MemoryFigures
 from capstan_api.limits import LimitsState
 from capstan_api.replicas import ReplicaEntry
 from capstan_api.startup import StartupReport
@@ -90,6 +91,13 @@ class Histogram(Value):
             bounds=self.bounds, counts=tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         )
 
+    def above(self, seconds: float) -> float:
+        """Observations longer than that; exact when it is one of the bounds, else those above the next one."""
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if bound >= seconds * (1 - 1e-9):
+                return self.total - count
+        return 0.0
+
     def quantile(self, share: float) -> float | None:
         """Seconds that `share` of the observations stay below, interpolated within a bucket; None without any.
 
@@ -110,6 +118,8 @@ class ClassCounters(Value):
     """The gateway's counters of one SLO class."""
 
     arrived: float = 0
+    arrived_tokens: float = 0
+    """Prompt tokens of those that arrived, as well as a gateway can tell."""
     completed: float = 0
     rejected: float = 0
     failed: float = 0
@@ -160,6 +170,8 @@ class EngineMetrics(Value):
     heartbeat: float
     running: float = 0
     waiting: float = 0
+    prefill_backlog: float = 0
+    """Prompt tokens of accepted requests that are not computed yet."""
     kv_usage: float = 0
     kv_blocks: float = 0
     """Blocks in the KV cache, whatever their state."""
@@ -187,6 +199,8 @@ class Replica(Value):
     """What it is busy with while it starts, as it tells itself."""
     metrics: EngineMetrics | None = None
     limits: LimitsState | None = None
+    figures: MemoryFigures | None = None
+    """What the model takes of memory; asked for at the first look, and until it is remembered."""
 
 
 class Gateway(Value):
@@ -202,6 +216,14 @@ class Gateway(Value):
     metrics: GatewayMetrics | None = None
 
 
+class ConfigurationFault(Value):
+    """Why the newest resource is not the one in force."""
+
+    message: str
+    generation: int = 0
+    """metadata.generation of that newest one, 0 when it is not known."""
+
+
 class Observation(Value):
     """One look at the world."""
 
@@ -210,8 +232,7 @@ class Observation(Value):
     gateways: tuple[Gateway, ...] = ()
     endpoint: str | None = None
     """Where clients reach the gateways."""
-    configuration_fault: str | None = None
-    """Why the newest resource is not the one in force."""
+    configuration_fault: ConfigurationFault | None = None
     model_directory: str | None = None
     """Where this world keeps the checkpoint; None when it has none, and `faults` then says why."""
     refused: tuple[str, ...] = ()

@@ -52,6 +52,7 @@ def engine_args(deployment: InferenceDeployment, model_directory: Path) -> Engin
         model=model_directory,
         served_model_names=deployment.served_model_names,
         precision=spec.variant.precision,
+        quantization=spec.variant.quantization,
         max_model_len=spec.model.max_model_length,
         envelope=envelope(deployment),
         block_size=spec.engine.kv_cache.block_size,

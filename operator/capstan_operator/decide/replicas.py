@@ -1,63 +1,60 @@
-"""The slow loop: how many replicas, from arriving work, the queue and the latencies that clients really saw.
+"""The slow loop: how many replicas, from what fleets of every size would have missed.
 
-    capacity   μ = n* / (O · step(n*))           requests/s of one replica at the batch n* that TPOT and KV allow
-    demand     D = λ / μ                          replicas that would be busy all the time
-    need         = D / 0.65 + queue / (μ · 10 s)
+Up when the fleet would have missed more than the objective allows over the look-back, by as many as it takes; down one
+at a time, when the smaller fleet would have missed less than half of it. The look-back is the scale-down window: what
+came within it must have been served by fewer. `sizing` says how large the fleet must be; here it is bounded, given its
+spare replicas, stabilised, and kept when the world cannot be seen.
 
-Up when the need, or a missed threshold that limits cannot cure, lasts for the scale-up window; down when the remaining
-replicas were predicted to be under 45 % busy during the whole scale-down window.
-
-The surprising idea: one streak per direction replaces a history. It knows since when every turn asked for a change, and
-the most cautious answer among them; that is all that a stabilization window needs, in constant space.
+The surprising idea: scaling up needs no panic mode. A burst is in the look-back as soon as it has come, and stays.
 """
 
 import math
-from collections.abc import Callable
+from itertools import takewhile
 
 from capstan_api.spec import Mode, Scaling
-from capstan_operator.decide.batch_limits import HEADROOM, LimitsMemory, Target, sustained_batch
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.signals import Lengths, Signals
+from capstan_operator.decide.signals import Signals
+from capstan_operator.decide.sizing import LOW_BUDGET, USUAL_STARTUP_S, Sizing
 from capstan_operator.decide.values import Value
 
-UP_UTILISATION = 0.65
-DOWN_UTILISATION = 0.45
-_SHORTEST_DRAIN_S = 10.0
-# A need that is a tenth of a replica over a whole number does not pay for a replica.
-_TOLERANCE = 0.1
-_ENOUGH_REQUESTS = 4
+LEAST_SEEN_S = 240.0
+"""Of the look-back, before the first replica may go."""
+_BETWEEN_REMOVALS_S = 30.0
+# A queue that is gone by then was a burst, which the look-back knows about.
+_LASTING_QUEUE_S = 8.0
+_PEAK_SLOT_S, _PEAK_SPAN_S = 60.0, 900.0
+# In turns of the patience with missing metrics: after that the fleet returns to its recent peak.
+_BLIND_PATIENCE = 3.0
 
 
 class Streak(Value):
-    """Every turn since `since` asked for a change in the same direction; `level` is the nearest that was asked for."""
+    """Every turn since `since` asked for more replicas; `level` is the fewest that any of them asked for."""
 
     since: float
     at: float
     level: int
 
 
+class Peak(Value):
+    """The most replicas that were wanted within a slot of time."""
+
+    at: float
+    replicas: int
+
+
 class ReplicasMemory(Value):
     wanted: int | None = None
     up: Streak | None = None
-    down: Streak | None = None
+    removed_at: float | None = None
     active_at: float | None = None
     """When a request was last seen, or could not be ruled out."""
-
-
-class Missed(Value):
-    """A TTFT threshold that the window's requests missed."""
-
-    percentile: int
-    measured_s: float
-    threshold_s: float
-
-
-class Capacity(Value):
-    """One replica, loaded as far as TPOT and KV allow."""
-
-    sequences: float
-    step_s: float
-    requests_per_s: float
+    seen_at: float | None = None
+    """When the world was last seen whole."""
+    whole_since: float | None = None
+    """Since when there was no gap in what was seen."""
+    queued_since: float | None = None
+    """Since when there is something to catch up with."""
+    peaks: tuple[Peak, ...] = ()
+    """Of the last quarter of an hour, newest first."""
 
 
 class Advice(Value):
@@ -68,65 +65,32 @@ class Advice(Value):
     message: str
 
 
-def capacity(
-    model: EngineModel, lengths: Lengths, target: Target | None, max_sequences: int, kv_tokens: float
-) -> Capacity | None:
-    """What one replica can serve; None until the model and the lengths are known."""
-    if not (model.is_usable and lengths.is_known):
-        return None
-    sequences = float(max_sequences)
-    if target is not None:
-        sequences = min(sequences, sustained_batch(model, lengths, HEADROOM * target.threshold_s))
-    if kv_tokens > 0:
-        sequences = min(sequences, kv_tokens / max(1.0, lengths.context))
-    sequences = max(1.0, sequences)
-    refill = sequences * lengths.computed_prompt / lengths.output
-    token_s = model.prefill_token_seconds(lengths.prompt)
-    step_s = model.step_seconds(0, sequences, sequences * lengths.context) + refill * token_s
-    return Capacity(sequences=sequences, step_s=step_s, requests_per_s=sequences / (lengths.output * max(step_s, 1e-6)))
-
-
 class Situation(Value):
     """Everything that the slow loop looks at in one turn."""
 
     signals: Signals
-    limits: LimitsMemory
-    serves: Capacity | None = None
-    missed: Missed | None = None
-    tpot: Target | None = None
     num_live: int = 0
     """Replicas that are not draining: pending, starting, ready or failed."""
     num_ready: int = 0
+    num_starting: int = 0
     num_overdue: int = 0
     """Replicas that have been pending for too long to be counted on."""
     startup_s: float | None = None
-
-    @property
-    def demand(self) -> float | None:
-        """Replicas' worth of work that arrives; None when it cannot be told."""
-        rate = self.signals.arrivals_per_s
-        return rate / self.serves.requests_per_s if self.serves is not None and rate is not None else None
-
-    @property
-    def backlog(self) -> float:
-        """Replicas that it takes to work off the queue while one could be started."""
-        if self.serves is None:
-            return 0.0
-        return self.signals.queue / (self.serves.requests_per_s * max(_SHORTEST_DRAIN_S, self.startup_s or 0))
-
-    @property
-    def need(self) -> float | None:
-        return None if self.demand is None else self.demand / UP_UTILISATION + self.backlog
+    """What a start takes at most, nine times in ten."""
+    budget_left: float | None = None
+    """Share of the error budget of the whole window, of the class with least."""
+    catching_up: int = 0
+    """Replicas that it takes to work off what queues, 0 when nothing does."""
 
 
-def advise(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: float) -> Advice:
-    """How many replicas to have from now on, and why. Never down on missing data."""
+def advise(memory: ReplicasMemory, situation: Situation, sizing: Sizing | None, scaling: Scaling, now: float) -> Advice:
+    """How many replicas to have from now on, and why; never fewer on missing data. No `sizing`: not yet known."""
     signals = situation.signals
     low, high = scaling.min_replicas, scaling.max_replicas
     # A fleet that is only being made cannot be idle: it would end the replica that it has just begun.
     is_loading = situation.num_live > situation.num_overdue and situation.num_ready == 0
     active_at = now if signals.active or is_loading or memory.active_at is None else memory.active_at
-    memory = memory.model_copy(update={"active_at": active_at})
+    memory = _seen(memory.model_copy(update={"active_at": active_at}), situation, scaling, now)
     if scaling.mode is Mode.MANUAL and scaling.replicas is not None:
         return _settled(memory, scaling.replicas, "Manual", f"{_count(scaling.replicas)} asked for by hand")
     if memory.wanted is None:
@@ -137,92 +101,143 @@ def advise(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: 
         bound = "maxReplicas" if current < memory.wanted else "minReplicas"
         return _settled(memory, current, "OutOfBounds", f"{bound} is {current}: {memory.wanted} → {_count(current)}")
     if not signals.gateway_seen:
-        return _held(memory, current, "MetricsMissing", f"no word from the gateway: {_count(current)} kept")
+        return _blind(memory, current, scaling, now)
 
     if current == 0:
         if not signals.active:
             return _held(memory, 0, "Idle", "no request: scaled to zero")
-        woken = min(high, max(1, math.ceil((situation.need or 1) - _TOLERANCE)))
+        woken = min(high, max(1, sizing.needed if sizing is not None else 1))
         cause = f"{_requests(signals.held)} held" if signals.held >= 1 else "a request arrived"
         return _settled(memory, woken, "RequestsHeld", f"{cause}: 0 → {_count(woken)}")
     idle_s = now - active_at
     if low == 0 and idle_s >= scaling.idle.scale_to_zero_after_seconds:
         return _settled(memory, 0, "Idle", f"no request for {idle_s:.0f} s: {current} → 0 replicas")
+    if sizing is None:
+        return _held(memory, current, "CapacityUnknown", f"{_count(current)}: what one can serve is not yet known")
+    return _sized(memory, situation, sizing, scaling, current, now)
 
-    asked, reason, because = _asked(current, situation)
-    wanted = min(max(asked, low, 1), high)
-    if wanted < asked:
-        reason, because = "MaxReplicas", f"{because}; maxReplicas is {high}"
-    if wanted > current and situation.num_overdue:
+
+def _sized(
+    memory: ReplicasMemory, situation: Situation, sizing: Sizing, scaling: Scaling, current: int, now: float
+) -> Advice:
+    needed, reason, because = sizing.needed, "MissesPredicted", _would_miss(sizing, current)
+    queued_since = memory.queued_since if memory.queued_since is not None else now
+    memory = memory.model_copy(update={"queued_since": queued_since if situation.catching_up else None})
+    if situation.catching_up > needed and now - queued_since >= _LASTING_QUEUE_S:
+        needed, reason = situation.catching_up, "Backlog"
+        because = f"{_requests(situation.signals.queue)} wait, {_count(needed)} work that off"
+    asked = needed + scaling.spare_replicas
+    wanted = min(max(asked, scaling.min_replicas, 1), scaling.max_replicas)
+    if wanted < asked and wanted > current:
+        reason, because = "MaxReplicas", f"{because}; maxReplicas is {scaling.max_replicas}"
+    if wanted > current:
+        return _raised(memory, situation, scaling, current, wanted, reason, because, now)
+    memory = memory.model_copy(update={"up": None})
+    if asked > scaling.max_replicas:
+        return _held(memory, current, "MaxReplicas", f"{because}; maxReplicas is {scaling.max_replicas}")
+    return _lowered(memory, situation, sizing, scaling, current, now)
+
+
+def _raised(
+    memory: ReplicasMemory,
+    situation: Situation,
+    scaling: Scaling,
+    current: int,
+    wanted: int,
+    reason: str,
+    because: str,
+    now: float,
+) -> Advice:
+    """More replicas, once every turn of the window has asked for them."""
+    if situation.num_overdue:
         # One more would stand in the same queue; until there is room, the limits protect what is served.
         without = f"{because}, but {_count(situation.num_overdue)} found no room to run: {_count(current)} kept"
         return Advice(memory=memory, recommended=wanted, reason="CapacityUnavailable", message=without)
-    if wanted < current and not signals.complete:
-        missing = signals.missing or "a replica"
-        return _held(memory, current, "MetricsMissing", f"{missing} could not be measured: {_count(current)} kept")
-    return _stabilized(memory, scaling, current, wanted, reason, because, now)
-
-
-def _asked(current: int, situation: Situation) -> tuple[int, str, str]:
-    """Replicas, reason and clause that this turn alone asks for."""
-    signals, serves, missed, tpot = situation.signals, situation.serves, situation.missed, situation.tpot
-    demand, need = situation.demand, situation.need
-    wanted = math.ceil(need - _TOLERANCE) if need is not None else current
-    # More replicas are the remedy once limits have done what they can, and one more than serve now: those that are
-    # still starting may well be the cure already.
-    more = max(wanted, min(situation.num_ready, current) + 1)
-    if missed is not None and signals.queue > 0 and not situation.limits.has_room:
-        clause = f"TTFT p{missed.percentile} {_ms(missed.measured_s)} > {_ms(missed.threshold_s)}"
-        return more, "TtftOverThreshold", f"{clause} with {_requests(signals.queue)} waiting"
-    over_tpot = tpot is not None and tpot.ratio is not None and tpot.ratio > 1
-    if tpot is not None and tpot.measured_s is not None and over_tpot and situation.limits.at_floor:
-        clause = f"TPOT p{tpot.percentile} {_ms(tpot.measured_s)} > {_ms(tpot.class_threshold_s)}"
-        return more, "TpotOverThreshold", f"{clause} with limits at their lowest"
-    rate = f"{signals.arrivals_per_s:.2g} requests/s" if signals.arrivals_per_s is not None else "arrivals unknown"
-    if need is None or demand is None or serves is None:
-        return current, "CapacityUnknown", f"{_count(current)}: {rate}, what one can serve is not yet known"
-    if wanted > current:
-        queued = f" and {signals.queue:.0f} waiting" if signals.queue >= 1 else ""
-        return wanted, "Demand", f"{rate}{queued} need {need:.1f} replicas of {serves.requests_per_s:.2g} requests/s"
-    fewest = max(1, math.ceil(demand / DOWN_UTILISATION + situation.backlog))
-    if fewest < current and missed is None and not over_tpot:
-        return fewest, "SpareCapacity", f"{_count(fewest)} would be {demand / fewest:.0%} busy with {rate}"
-    return current, "WithinTargets", f"{_count(current)} {demand / current:.0%} busy with {rate}"
-
-
-def _stabilized(
-    memory: ReplicasMemory, scaling: Scaling, current: int, wanted: int, reason: str, because: str, now: float
-) -> Advice:
-    """What is asked for, once every turn of the window has asked for it or for more."""
-    hole_s = float(scaling.stale_metrics.max_age_seconds)
-    up = _continued(memory.up, wanted if wanted > current else None, now, hole_s, min)
-    down = _continued(memory.down, wanted if wanted < current else None, now, hole_s, max)
-    memory = memory.model_copy(update={"up": up, "down": down})
-    streak, behavior = up or down, scaling.behavior
-    if streak is None:
-        return _held(memory, current, reason, because)
-    window_s = (behavior.scale_up if up else behavior.scale_down).stabilization_window_seconds
+    streak = Streak(since=now, at=now, level=wanted)
+    if memory.up is not None and now - memory.up.at <= scaling.stale_metrics.max_age_seconds:
+        streak = Streak(since=memory.up.since, at=now, level=min(memory.up.level, wanted))
+    memory = memory.model_copy(update={"up": streak})
+    window_s = scaling.behavior.scale_up.stabilization_window_seconds
     if now - streak.since < window_s:
         pending = f"{because}: {_count(wanted)} if it lasts {window_s} s"
         return Advice(memory=memory, recommended=wanted, reason=f"{reason}Pending", message=pending)
-    lasting = f" for {window_s} s" if down and window_s else ""
-    sentence = f"{because}{lasting}: {current} → {_count(streak.level)}"
-    return _settled(memory, streak.level, reason, sentence)
+    return _settled(memory, streak.level, reason, f"{because}: {current} → {_count(streak.level)}")
 
 
-def _continued(
-    streak: Streak | None, level: int | None, now: float, hole_s: float, nearest: Callable[[int, int], int]
-) -> Streak | None:
-    """The streak after this turn; a gap in the measurements longer than `hole_s` begins it anew."""
-    if level is None:
-        return None
-    if streak is None or now - streak.at > hole_s:
-        return Streak(since=now, at=now, level=level)
-    return Streak(since=streak.since, at=now, level=nearest(streak.level, level))
+def _lowered(
+    memory: ReplicasMemory,
+    situation: Situation,
+    sizing: Sizing,
+    scaling: Scaling,
+    current: int,
+    now: float,
+) -> Advice:
+    """One replica fewer when that is safe, else what keeps it."""
+    fewest = max(sizing.safe + scaling.spare_replicas, scaling.min_replicas, 1)
+    if fewest >= current:
+        return _held(memory, current, "WithinTargets", _would_miss(sizing, max(1, current - 1)))
+    window_s = float(scaling.behavior.scale_down.stabilization_window_seconds)
+    seen_s = now - (memory.whole_since if memory.whole_since is not None else now)
+    startup_s = USUAL_STARTUP_S if situation.startup_s is None else situation.startup_s
+    enough_s = min(window_s, max(LEAST_SEEN_S, 1.5 * startup_s))
+    since_removal_s = math.inf if memory.removed_at is None else now - memory.removed_at
+    held = None
+    if not situation.signals.complete:
+        missing = situation.signals.missing or "a replica"
+        held = "MetricsMissing", f"{missing} could not be measured: {_count(current)} kept"
+    elif situation.budget_left is not None and situation.budget_left < LOW_BUDGET:
+        held = "ErrorBudgetLow", f"{situation.budget_left:.0%} of the error budget is left: {_count(current)} kept"
+    elif situation.catching_up:
+        held = "Backlog", f"{_requests(situation.signals.queue)} wait: {_count(current)} kept"
+    elif situation.num_starting:
+        held = "Starting", f"{_count(fewest)} would do; none goes while others start"
+    elif seen_s < enough_s or since_removal_s < min(window_s, _BETWEEN_REMOVALS_S):
+        held = "SpareCapacityPending", f"{_count(fewest)} would do: {_count(current)} kept for a while"
+    if held is not None:
+        return Advice(memory=memory, recommended=fewest, reason=held[0], message=held[1])
+    memory = memory.model_copy(update={"removed_at": now})
+    sentence = f"{_would_miss(sizing, current - 1)}: {current} → {_count(current - 1)}"
+    return _settled(memory, current - 1, "SpareCapacity", sentence)
+
+
+def _seen(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: float) -> ReplicasMemory:
+    """The memory of how well the world could be seen, and of how many replicas were wanted lately."""
+    seen_at, whole_since = memory.seen_at, memory.whole_since
+    if situation.signals.gateway_seen:
+        gap = seen_at is None or now - seen_at > scaling.stale_metrics.max_age_seconds
+        seen_at, whole_since = now, now if gap or whole_since is None else whole_since
+    peaks = memory.peaks
+    if memory.wanted is not None:
+        if peaks and now - peaks[0].at < _PEAK_SLOT_S:
+            newest = Peak(at=peaks[0].at, replicas=max(peaks[0].replicas, memory.wanted))
+            peaks = (newest, *peaks[1:])
+        else:
+            recent = takewhile(lambda peak: peak.at > now - _PEAK_SPAN_S, peaks)
+            peaks = (Peak(at=now, replicas=memory.wanted), *recent)
+    return memory.model_copy(update={"seen_at": seen_at, "whole_since": whole_since, "peaks": peaks})
+
+
+def _blind(memory: ReplicasMemory, current: int, scaling: Scaling, now: float) -> Advice:
+    """Without metrics: what there is, and after a while what there recently was at most."""
+    unseen_s = now - memory.seen_at if memory.seen_at is not None else 0.0
+    peak = min(max((peak.replicas for peak in memory.peaks), default=current), scaling.max_replicas)
+    if peak > current and unseen_s > _BLIND_PATIENCE * scaling.stale_metrics.max_age_seconds:
+        sentence = f"no word from the gateway for {unseen_s:.0f} s: {current} → {_count(peak)}, the recent peak"
+        return _settled(memory, peak, "MetricsMissing", sentence)
+    return _held(memory, current, "MetricsMissing", f"no word from the gateway: {_count(current)} kept")
+
+
+def _would_miss(sizing: Sizing, replicas: int) -> str:
+    """What so many replicas would have missed, of the class that is worst off against what it may."""
+    share = sizing.missed(replicas)[sizing.binding]
+    sign = ">" if share > sizing.allowed else "≤"
+    span = f"{sizing.seconds / 60:.0f} min" if sizing.seconds >= 120 else f"{sizing.seconds:.0f} s"
+    missed = f"would have missed {_percent(share)} {sign} {_percent(sizing.allowed)} of {sizing.binding}"
+    return f"{_count(replicas)} {missed} in the last {span}"
 
 
 def _settled(memory: ReplicasMemory, wanted: int, reason: str, message: str) -> Advice:
-    settled = memory.model_copy(update={"wanted": wanted, "up": None, "down": None})
+    settled = memory.model_copy(update={"wanted": wanted, "up": None})
     return Advice(memory=settled, recommended=wanted, reason=reason, message=message)
 
 
@@ -238,5 +253,5 @@ def _requests(number: float) -> str:
     return "1 request" if round(number) == 1 else f"{number:.0f} requests"
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms"
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -22,12 +22,14 @@ from capstan_operator.decide.observation import (
     StepSample,
 )
 from capstan_operator.decide.values import Value
-from capstan_operator.decide.window import Progress, Slot, Track, Window, appended
+from capstan_operator.decide.window import Progress, Slot, Track, Window, Work, appended
 
 # Requests after which a mean length is half forgotten.
-_LENGTH_MEMORY = 100.0
+_LENGTH_MEMORY = 1000.0
 _ENOUGH_LENGTHS = 3
 _NAMED = 3
+# Steps that are looked at in one turn: of all engines together, and of each one when there are many.
+_MOST_SAMPLES, _FEWEST_SAMPLES = 256, 4
 
 
 class Objectives(Value):
@@ -111,9 +113,15 @@ class Signals(Value):
     waiting: float = 0
     running: float = 0
     held: float = 0
+    prefill_backlog: float = 0
+    """Prompt tokens on engines that are not computed yet."""
     in_flight: float = 0
     kv_usage: float = 0
     """The fullest replica's."""
+    num_serving: int = 0
+    """Ready replicas that were read and believed."""
+    kv_held: float = 0
+    """Blocks in use, of all replicas."""
     kv_blocks: float = 0
     """The smallest replica's."""
     utilisation: float | None = None
@@ -148,6 +156,8 @@ class Reading(Value):
     delta: dict[str, ClassCounters] = Field(default_factory=dict)
     """Per class, since the last look."""
     samples: tuple[StepSample, ...] = ()
+    seconds: float = 0
+    """Between this look and the one before; 0 when nothing new was seen."""
 
 
 def read(
@@ -171,7 +181,8 @@ def read(
 
     slots, before = window.slots, window.looked_at
     looked_at = max((metrics.at for metrics in gateways.values()), default=before)
-    if before is not None and looked_at is not None and looked_at > before:
+    seconds = looked_at - before if before is not None and looked_at is not None else 0.0
+    if before is not None and looked_at is not None and seconds > 0:
         new = Slot(start=before, end=looked_at, classes=delta, progress=progress)
         slots = appended(slots, new, span_s, now)
     existing = {gateway.id for gateway in observation.gateways}
@@ -187,7 +198,9 @@ def read(
     signals = _signals(observation, window, gateways, engines, delta, blind, objectives)
     faults = (*observation.faults, *judge.faults)
     signals = signals.model_copy(update={"faults": faults, "rejected": tuple(judge.faults)})
-    return Reading(signals=signals, window=window, lengths=lengths, delta=delta, samples=samples)
+    return Reading(
+        signals=signals, window=window, lengths=lengths, delta=delta, samples=samples, seconds=max(0.0, seconds)
+    )
 
 
 def _followed(
@@ -196,14 +209,15 @@ def _followed(
     """The tracks after this look, and what all engines together have done since the last."""
     after: dict[str, Track] = {}
     progress, samples = Progress(), list[StepSample]()
+    most_samples = max(_FEWEST_SAMPLES, _MOST_SAMPLES // max(1, len(engines)))
     for replica in replicas:
         before, metrics = tracks.get(replica.id), engines.get(replica.id)
         if before is not None and not before.is_of(replica):
             before = None
         if metrics is not None:
-            track, fresh = Track.after(replica, metrics, before)
+            track, fresh, each = Track.after(replica, metrics, before, most_samples)
             after[replica.id] = track
-            progress = progress.plus(track.progress_since(before, fresh))
+            progress = progress.plus(track.progress_since(before, Work.of(fresh).times(each)))
             samples += fresh
         elif before is not None:
             after[replica.id] = before
@@ -285,8 +299,11 @@ def _signals(
         waiting=waiting,
         running=running,
         held=held,
+        prefill_backlog=sum(m.prefill_backlog for m in served),
         in_flight=sum(in_flight.values()),
         kv_usage=max((m.kv_usage for m in served), default=0),
+        num_serving=sum(1 for r in observation.with_phase(Phase.READY) if r.id in engines),
+        kv_held=sum(m.kv_usage * m.kv_blocks for m in served),
         kv_blocks=min((m.kv_blocks for m in served), default=0),
         utilisation=total.progress.utilisation,
         decode_sequences=peak.sequences,

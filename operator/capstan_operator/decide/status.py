@@ -5,11 +5,13 @@ changes only with its status, so that a world at rest gives the same status agai
 """
 
 from capstan_api import names
+from capstan_api.limits import BatchLimits, LimitsState
 from capstan_api.spec import Mode, Slo
 from capstan_api.startup import StartupPhase
 from capstan_api.status import (
     Condition,
     ConditionStatus,
+    ConditionType,
     DecisionStatus,
     EffectiveBatchLimits,
     InferenceDeploymentStatus,
@@ -29,6 +31,8 @@ from capstan_operator.decide.signals import Signals
 from capstan_operator.decide.times import rfc3339
 
 _LONGEST_MESSAGE = 1024
+# Conditions that speak of the resource as it was written last, also when an older one is in force.
+_OF_THE_NEWEST = (ConditionType.CONFIGURATION_VALID, ConditionType.STALLED)
 
 
 def report(
@@ -52,8 +56,10 @@ def report(
     found = findings(scene)
     transitions = {kind: _transition(ledger.transitions.get(kind), f.status, now) for kind, f in found.items()}
     memory = memory.model_copy(update={"ledger": ledger.model_copy(update={"transitions": transitions})})
+    generation, fault = deployment.metadata.generation, observation.configuration_fault
+    newest = max(generation, fault.generation) if fault is not None else generation
     status = InferenceDeploymentStatus(
-        observed_generation=deployment.metadata.generation,
+        observed_generation=newest,
         replicas=len(phases),
         ready_replicas=ready,
         pending_replicas=phases.count(Phase.PENDING),
@@ -82,7 +88,7 @@ def report(
                 reason=finding.reason,
                 message=finding.message[:_LONGEST_MESSAGE],
                 last_transition_time=rfc3339(transitions[kind].since),
-                observed_generation=deployment.metadata.generation,
+                observed_generation=newest if kind in _OF_THE_NEWEST else generation,
             )
             for kind, finding in found.items()
         ],
@@ -120,10 +126,14 @@ def _effective(observation: Observation, memory: Memory, mode: Mode) -> Effectiv
     return EffectiveBatchLimits(
         max_sequences=limits.max_sequences,
         max_batched_tokens=limits.max_batched_tokens,
-        applied_replicas=sum(1 for r in ready if r.limits is not None and r.limits.limits == limits),
+        applied_replicas=sum(1 for r in ready if r.limits is not None and _applied(r.limits, limits, memory, mode)),
         last_change_time=rfc3339(changed_at) if changed_at is not None else None,
         reason="ModeShadow" if mode is Mode.SHADOW else memory.limits.message or memory.limits.reason,
     )
+
+
+def _applied(state: LimitsState, limits: BatchLimits, memory: Memory, mode: Mode) -> bool:
+    return state.limits == limits if mode is Mode.SHADOW else memory.limits.allows(state.limits, state.envelope)
 
 
 def _startup(ledger: Ledger) -> StartupStatus:

@@ -32,17 +32,21 @@ class Work(Value):
 
     @classmethod
     def of(cls, samples: Iterable[StepSample]) -> "Work":
-        work = cls()
-        for sample in samples:
-            work = work.plus(
-                cls(
-                    seconds=sample.seconds,
-                    sequence_seconds=sample.seconds * sample.decode_sequences,
-                    context_seconds=sample.seconds * sample.context_tokens,
-                    decode_tokens=sample.decode_sequences,
-                )
-            )
-        return work
+        samples = tuple(samples)
+        return cls(
+            seconds=sum(s.seconds for s in samples),
+            sequence_seconds=sum(s.seconds * s.decode_sequences for s in samples),
+            context_seconds=sum(s.seconds * s.context_tokens for s in samples),
+            decode_tokens=sum(s.decode_sequences for s in samples),
+        )
+
+    def times(self, factor: float) -> "Work":
+        return Work(
+            seconds=factor * self.seconds,
+            sequence_seconds=factor * self.sequence_seconds,
+            context_seconds=factor * self.context_seconds,
+            decode_tokens=factor * self.decode_tokens,
+        )
 
     def plus(self, other: "Work") -> "Work":
         return Work(
@@ -137,16 +141,20 @@ class Track(Value):
 
     @classmethod
     def after(
-        cls, replica: Replica, metrics: EngineMetrics, before: "Track | None"
-    ) -> tuple["Track", tuple[StepSample, ...]]:
-        """The track after one more look, and the step samples that it has not seen before."""
+        cls, replica: Replica, metrics: EngineMetrics, before: "Track | None", most_samples: int
+    ) -> tuple["Track", tuple[StepSample, ...], float]:
+        """The track after one more look, an even choice of the steps that it has not seen before, at most so many,
+        and how many steps each of them stands for.
+        """
         stands_still = before is not None and metrics.heartbeat == before.heartbeat
         recent_hits = 0.0
         if before is not None and metrics.at >= before.at:
             kept = 0.5 ** ((metrics.at - before.at) / _HITS_HALF_LIFE_S)
             recent_hits = before.recent_hits * kept + max(0.0, metrics.prefix_hits - before.prefix_hits)
         last_step = before.last_step if before is not None else 0
-        fresh = tuple(s for s in metrics.samples if believable(*s) and s.number > last_step)
+        unseen = [s for s in metrics.samples if s.number > last_step]
+        every = -(-len(unseen) // most_samples) or 1
+        fresh = tuple(s for s in unseen[::-every] if believable(*s))[::-1]
         track = cls(
             created_at=replica.created_at,
             restarts=replica.restarts,
@@ -159,11 +167,10 @@ class Track(Value):
             prefix_hits=metrics.prefix_hits,
             recent_hits=recent_hits,
         )
-        return track, fresh
+        return track, fresh, len(unseen) / len(fresh) if fresh else 1.0
 
-    def progress_since(self, before: "Track | None", samples: Iterable[StepSample]) -> Progress:
-        """What the replica did since; counters that ran backwards count for nothing."""
-        work = Work.of(samples)
+    def progress_since(self, before: "Track | None", work: Work) -> Progress:
+        """What the replica did since, `work` in its steps; counters that ran backwards count for nothing."""
         if before is None:
             return Progress(work=work)
         differences = (

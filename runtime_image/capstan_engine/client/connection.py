@@ -57,6 +57,7 @@ _BEFORE_START: Final = CoreState(
     steps=0,
     running=0,
     waiting=0,
+    prefill_backlog=0,
     blocks_total=0,
     blocks_held=0,
     blocks_cached=0,

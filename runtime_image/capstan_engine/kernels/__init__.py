@@ -1,7 +1,8 @@
 """The seam below the models: what a kernel backend can do, in tensors and numbers only.
 
-A backend is a module with the names of `Kernels`; `choose` returns one and it is handed on from there, never global.
-`kernels.reference` is plain torch: the specification of every other backend and a good CPU path.
+A backend is a module with the names of `Backend`; `choose` returns one and it is handed on from there, never global.
+`kernels.reference` is plain torch: the specification of every other backend, and the CPU path where nothing can be
+compiled. `kernels.native` is the CPU path elsewhere, `kernels.triton` the CUDA path.
 
 The letters of every shape comment in the engine:
 
@@ -14,21 +15,37 @@ contiguous `[L, D]` matrices: with keys and values side by side in one row (`[N,
 on CPU is nine times slower, because it has to repack its strided operand.
 """
 
-from types import ModuleType
-from typing import cast
+from importlib.util import find_spec
 
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import reference
-from capstan_engine.kernels.plan import AttentionPlan, KvLayout, Span
-from capstan_engine.kernels.protocol import Kernels, Linear
+from capstan_engine.kernels.draw import Draw, Penalties
+from capstan_engine.kernels.native.library import library
+from capstan_engine.kernels.plan import AttentionPlan, KvLayout, QkNorm, Span
+from capstan_engine.kernels.protocol import Backend, Kernels, Linear
+from capstan_engine.kernels.reference.plan import ReferencePlan
 
-__all__ = ["AttentionPlan", "Kernels", "KvLayout", "Linear", "Span", "choose"]
-
-_BACKENDS: dict[str, ModuleType] = {"reference": reference}
+__all__ = ["AttentionPlan", "Draw", "Kernels", "KvLayout", "Linear", "Penalties", "QkNorm", "Span", "choose"]
 
 
-def choose(name: str = "reference", device: str = "cpu") -> Kernels:
-    """The backend called `name`, able to run on `device`. Raises `ConfigurationError` for an unknown name."""
-    if name not in _BACKENDS:
-        raise ConfigurationError(f"kernels: unknown backend {name!r} for {device}; there are {', '.join(_BACKENDS)}")
-    return cast(Kernels, _BACKENDS[name])
+def choose(device: str = "cpu") -> Kernels:
+    """The backend of a kind of device, `cpu` or `cuda`. Raises `ConfigurationError` for any other.
+
+    Each assignment below has the type checker compare a module with the protocol.
+    """
+    if device == "cpu":
+        # Here and not above: it is built on the reference, which is a part of this package.
+        from capstan_engine.kernels import native
+
+        plain: Backend[ReferencePlan] = reference
+        compiled: Backend[ReferencePlan] = native
+        return plain if library() is None else compiled
+    if device == "cuda":
+        if find_spec("triton") is None:
+            raise ConfigurationError("device: the kernels for cuda need Triton; install torch's CUDA build")
+        # Here and not above: without a GPU there need be no Triton.
+        from capstan_engine.kernels import triton
+
+        on_gpu: Backend[triton.TritonPlan] = triton
+        return on_gpu
+    raise ConfigurationError(f"device: there are no kernels for {device!r}; use cpu or cuda")

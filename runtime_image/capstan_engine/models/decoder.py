@@ -10,16 +10,15 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from capstan_engine.kernels import AttentionPlan, Kernels, Linear
-from capstan_engine.models.layers import DecoderLayer, QkNorm
+from capstan_engine.errors import ModelError
+from capstan_engine.kernels import AttentionPlan, Kernels, Linear, QkNorm
+from capstan_engine.models import shapes
+from capstan_engine.models.layers import DecoderLayer
 from capstan_engine.models.rope import rope_tables
 from capstan_engine.models.spec import ModelSpec
 from capstan_engine.models.weights import Checkpoint
-from capstan_engine.quant import Format, LinearSpec
-
-_HEAD = "lm_head"
-_EMBEDDING = "model.embed_tokens.weight"
-_NORM = "model.norm.weight"
+from capstan_engine.quant.format import Format
+from capstan_engine.quant.storage import LinearSpec
 
 
 class Decoder:
@@ -62,9 +61,10 @@ class Decoder:
         """int64 `[T]` ids and positions to the last layer's residual stream `[T, M]`. `caches`: one per layer."""
         x = functional.embedding(token_ids, self._embedding)
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        delta = None
         for layer, cache in zip(self._layers, caches, strict=True):
-            layer.forward(x, cos, sin, cache, plans[layer.window])
-        return x
+            delta = layer.forward(x, delta, cos, sin, cache, plans[layer.window])
+        return x if delta is None else x.add_(delta)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Some rows of the residual stream, `[n, M] -> [n, V]`."""
@@ -92,91 +92,81 @@ def load_decoder(
     total = sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize
     done = 0
 
-    def read(name: str) -> torch.Tensor:
+    def read(name: str, *, copy: bool = False) -> torch.Tensor:
         nonlocal done
-        tensor = checkpoint.read(name, dtype, device)
+        tensor = checkpoint.read(name, dtype, device, copy=copy)
         done += tensor.nbytes
         progress(done, total)
         return tensor
+
+    def kept(name: str) -> torch.Tensor:
+        return read(name, copy=True)
 
     def linear(*specs: LinearSpec) -> Linear:
         return quantization.load(read, specs, kernels)
 
     def layer(index: int) -> DecoderLayer:
-        q, k, v, output, gate, up, down = _linears(spec, index)
+        q, k, v, output, gate, up, down = shapes.layer_linears(spec, index)
         prefix = f"model.layers.{index}"
         attention = f"{prefix}.self_attn"
         return DecoderLayer(
             kernels=kernels,
             num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             eps=spec.norm_eps,
             window=spec.windows[index],
-            input_norm=read(f"{prefix}.input_layernorm.weight"),
+            input_norm=kept(f"{prefix}.input_layernorm.weight"),
             qkv=linear(q, k, v),
-            qk_norm=QkNorm(read(f"{attention}.q_norm.weight"), read(f"{attention}.k_norm.weight"))
+            qk_norm=QkNorm(kept(f"{attention}.q_norm.weight"), kept(f"{attention}.k_norm.weight"), spec.norm_eps)
             if spec.qk_norm
             else None,
             output=linear(output),
-            post_attention_norm=read(f"{prefix}.post_attention_layernorm.weight"),
+            post_attention_norm=kept(f"{prefix}.post_attention_layernorm.weight"),
             gate_up=linear(gate, up),
             down=linear(down),
         )
 
-    embedding = read(_EMBEDDING)
-    head = kernels.pack_linear(embedding, None) if spec.tie_word_embeddings else linear(_head(spec))
+    embedding = kept(shapes.EMBEDDING)
+    _check_tie(checkpoint, spec, embedding)
+    head = (
+        quantization.head.pack(embedding, None, kernels)
+        if spec.tie_word_embeddings
+        else quantization.head.load(read, [shapes.head(spec)], kernels)
+    )
     return Decoder(
         spec,
         kernels,
         embedding=embedding,
         layers=[layer(index) for index in range(spec.num_layers)],
-        norm=read(_NORM),
+        norm=kept(shapes.NORM),
         head=head,
         num_positions=num_positions,
     )
 
 
-def _linears(spec: ModelSpec, index: int) -> tuple[LinearSpec, ...]:
-    """q, k, v, output, gate, up, down."""
-    attention, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    return (
-        LinearSpec(f"{attention}.q_proj", queries, hidden, spec.qkv_bias),
-        LinearSpec(f"{attention}.k_proj", keys, hidden, spec.qkv_bias),
-        LinearSpec(f"{attention}.v_proj", keys, hidden, spec.qkv_bias),
-        LinearSpec(f"{attention}.o_proj", hidden, queries, spec.output_bias),
-        LinearSpec(f"{mlp}.gate_proj", inner, hidden, spec.mlp_bias),
-        LinearSpec(f"{mlp}.up_proj", inner, hidden, spec.mlp_bias),
-        LinearSpec(f"{mlp}.down_proj", hidden, inner, spec.mlp_bias),
-    )
-
-
-def _head(spec: ModelSpec) -> LinearSpec:
-    return LinearSpec(_HEAD, spec.vocab_size, spec.hidden_size)
-
-
 def tensors(spec: ModelSpec, quantization: Format) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors that a checkpoint of this model has."""
-    shapes: dict[str, tuple[int, ...]] = {
-        _EMBEDDING: (spec.vocab_size, spec.hidden_size),
-        _NORM: (spec.hidden_size,),
-    }
+    expected = shapes.vectors_and_embedding(spec)
     if not spec.tie_word_embeddings:
-        shapes.update(quantization.tensors(_head(spec)))
+        expected.update(quantization.head.tensors(shapes.head(spec)))
     for index in range(spec.num_layers):
-        prefix = f"model.layers.{index}"
-        shapes[f"{prefix}.input_layernorm.weight"] = (spec.hidden_size,)
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (spec.hidden_size,)
-        if spec.qk_norm:
-            shapes[f"{prefix}.self_attn.q_norm.weight"] = (spec.head_dim,)
-            shapes[f"{prefix}.self_attn.k_norm.weight"] = (spec.head_dim,)
-        for linear in _linears(spec, index):
-            shapes.update(quantization.tensors(linear))
-    return shapes
+        for linear in shapes.layer_linears(spec, index):
+            expected.update(quantization.tensors(linear))
+    return expected
+
+
+def _check_tie(checkpoint: Checkpoint, spec: ModelSpec, embedding: torch.Tensor) -> None:
+    """A second copy of a tied embedding must be one: to pass over a head of its own would serve another model."""
+    name = f"{shapes.HEAD}.weight"
+    if spec.tie_word_embeddings and name in checkpoint:
+        head = checkpoint.read(name, embedding.dtype, embedding.device.type)
+        if not torch.equal(head, embedding):
+            raise ModelError(
+                f"{name} differs from {shapes.EMBEDDING}, but config.json says tie_word_embeddings; "
+                f"set it to false there, or remove the tensor"
+            )
 
 
 def _is_leftover(name: str, spec: ModelSpec) -> bool:
     """Rotary buffers that old checkpoints saved, and the second copy of a tied embedding."""
-    return name.endswith("rotary_emb.inv_freq") or (spec.tie_word_embeddings and name == f"{_HEAD}.weight")
+    return name.endswith("rotary_emb.inv_freq") or (spec.tie_word_embeddings and name == f"{shapes.HEAD}.weight")

@@ -4,15 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from capstan_engine.kernels import AttentionPlan, Kernels, Linear
-
-
-@dataclass(frozen=True, slots=True)
-class QkNorm:
-    """Norms over the width of each query and key head (Qwen3)."""
-
-    query: torch.Tensor
-    key: torch.Tensor
+from capstan_engine.kernels import AttentionPlan, Kernels, Linear, QkNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +13,6 @@ class DecoderLayer:
 
     kernels: Kernels
     num_heads: int
-    num_kv_heads: int
     head_dim: int
     eps: float
     window: int | None
@@ -34,20 +25,26 @@ class DecoderLayer:
     down: Linear
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cache: torch.Tensor, plan: AttentionPlan
-    ) -> None:
-        """Changes the residual stream `x` `[T, M]` in place; writes keys and values to `cache` `[2, N, G, B, D]`."""
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor | None,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: torch.Tensor,
+        plan: AttentionPlan,
+    ) -> torch.Tensor:
+        """Writes keys and values to `cache` `[2, N, G, B, D]` and returns what the layer adds to `x` at its end.
+
+        That addition is left to the next layer, whose norm reads the sum anyway: `delta` is what the layer before left.
+        The residual stream `x` `[T, M]` changes in place.
+        """
         kernels = self.kernels
-        qkv = self.qkv(kernels.rms_norm(x, self.input_norm, self.eps))
-        heads = qkv.view(x.shape[0], -1, self.head_dim)  # [T, H + 2G, D]
-        queries, num_rotated = heads[:, : self.num_heads], self.num_heads + self.num_kv_heads
-        if self.qk_norm is not None:
-            keys = heads[:, self.num_heads : num_rotated]
-            queries.copy_(kernels.rms_norm(queries, self.qk_norm.query, self.eps))
-            keys.copy_(kernels.rms_norm(keys, self.qk_norm.key, self.eps))
-        kernels.rotate(heads[:, :num_rotated], cos, sin)
-        kernels.write_kv(cache, heads[:, self.num_heads :], plan)
-        mixed = kernels.attention(queries, cache, plan, self.head_dim**-0.5)
-        x.add_(self.output(mixed))
-        hidden = kernels.rms_norm(x, self.post_attention_norm, self.eps)
-        x.add_(self.down(kernels.silu_and_mul(self.gate_up(hidden))))
+        if delta is None:
+            hidden = kernels.rms_norm(x, self.input_norm, self.eps)
+        else:
+            hidden = kernels.add_rms_norm(x, delta, self.input_norm, self.eps)
+        heads = self.qkv(hidden).view(x.shape[0], -1, self.head_dim)  # [T, H + 2G, D]
+        kernels.rotate_and_write_kv(heads, cos, sin, self.qk_norm, cache, plan)
+        mixed = kernels.attention(heads[:, : self.num_heads], cache, plan, self.head_dim**-0.5)
+        hidden = kernels.add_rms_norm(x, self.output(mixed), self.post_attention_norm, self.eps)
+        return self.down(kernels.silu_and_mul(self.gate_up(hidden)))

@@ -58,14 +58,20 @@ class Checkpoint:
         if problems:
             raise ModelError(f"{self._model_dir}: the weights do not fit config.json; {'; '.join(problems)}")
 
-    def read(self, name: str, dtype: torch.dtype, device: str) -> torch.Tensor:
-        """The tensor `name`, converted. Raises `ModelError` where the file is damaged."""
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def read(self, name: str, dtype: torch.dtype, device: str, *, copy: bool = False) -> torch.Tensor:
+        """The tensor `name`, converted. Raises `ModelError` where the file is damaged.
+
+        It may be a view of the mapped file, for as long as it lives: what is kept must be read with `copy`.
+        """
         path = self._file_of[name]
         try:
             tensor: torch.Tensor = self._files[str(path)].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: tensor {name} cannot be read: {error}") from error
-        return tensor.to(device=device, dtype=dtype)
+        return tensor.to(device=device, dtype=dtype, copy=copy)
 
     def _slice(self, name: str) -> Any:
         return self._files[str(self._file_of[name])].get_slice(name)

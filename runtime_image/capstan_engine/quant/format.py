@@ -1,29 +1,26 @@
 """The seam of quantization: a format says which tensors a linear layer has, and turns them into something to call."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from capstan_engine.kernels import Kernels, Linear
-
-
-@dataclass(frozen=True, slots=True)
-class LinearSpec:
-    """One linear layer as the checkpoint's model class declares it; `name` is its prefix (`….self_attn.q_proj`)."""
-
-    name: str
-    out_features: int
-    in_features: int
-    bias: bool = False
+from capstan_engine.quant.storage import LinearSpec
 
 
 class Format(Protocol):
-    """How the linear layers of a checkpoint are stored."""
+    """How the linear layers of a model are stored, and how they are held."""
+
+    @property
+    def head(self) -> "Format":
+        """The format of the output head: a coarse one there costs the most, so it may be a finer one."""
 
     def tensors(self, spec: LinearSpec) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors that this layer has in the checkpoint."""
 
     def load(self, read: Callable[[str], torch.Tensor], specs: Sequence[LinearSpec], kernels: Kernels) -> Linear:
         """One callable for layers that share their input: outputs side by side, in the order of `specs`."""
+
+    def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, kernels: Kernels) -> Linear:
+        """The same for a weight `[N, K]` that is in memory already; it may share the memory and never changes it."""

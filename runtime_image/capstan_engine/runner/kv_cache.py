@@ -4,28 +4,23 @@ from collections.abc import Sequence
 
 import torch
 
+from capstan_api.footprint import Demand, MemoryFigures
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import KvLayout
 from capstan_engine.models.spec import ModelSpec
 
 
-def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
-    """Keys and values of all layers for `block_size` tokens."""
-    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * block_size * dtype.itemsize
-
-
-def num_blocks(spec: ModelSpec, block_size: int, dtype: torch.dtype, cache_bytes: int, max_model_len: int) -> int:
-    """Blocks that fit into `cache_bytes`; at least one request of `max_model_len` tokens must.
+def num_blocks(figures: MemoryFigures, demand: Demand) -> int:
+    """Blocks that fit into the cache; at least one request of the greatest length must.
 
     Raises `ConfigurationError` naming both numbers and the remedies.
     """
-    size = bytes_per_block(spec, block_size, dtype)
-    blocks, needed = cache_bytes // size, -(-max_model_len // block_size)
+    blocks, needed = figures.num_blocks(demand), -(-demand.max_model_len // demand.block_size)
     if blocks < needed:
         raise ConfigurationError(
-            f"kv_cache_bytes: {cache_bytes} bytes hold {blocks} blocks of {block_size} tokens, but one request of "
-            f"max_model_len {max_model_len} needs {needed}; set kv_cache_bytes to at least {needed * size} or "
-            f"max_model_len to at most {blocks * block_size}"
+            f"kv_cache_bytes: {demand.kv_cache_bytes} bytes hold {blocks} blocks of {demand.block_size} tokens, but "
+            f"one request of max_model_len {demand.max_model_len} needs {needed}; set kv_cache_bytes to at least "
+            f"{figures.smallest_kv_cache_bytes(demand)} or max_model_len to at most {blocks * demand.block_size}"
         )
     return blocks
 

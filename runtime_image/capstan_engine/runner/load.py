@@ -5,15 +5,18 @@ from pathlib import Path
 
 import torch
 
-from capstan_api.engine_args import Precision
-from capstan_engine import kernels, quant
+from capstan_api.engine_args import Precision, Quantization
+from capstan_api.footprint import Demand
+from capstan_engine import kernels
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import KvLayout
 from capstan_engine.models.config_file import Config
-from capstan_engine.models.decoder import load_decoder, tensors
+from capstan_engine.models.decoder import load_decoder
 from capstan_engine.models.families import read_spec
-from capstan_engine.runner import kv_cache, memory
-from capstan_engine.runner.machine import available_memory
+from capstan_engine.quant.choose import choose
+from capstan_engine.quant.storage import STORAGES
+from capstan_engine.runner import kv_cache, machine, memory
+from capstan_engine.runner.device import available_memory
 from capstan_engine.runner.runner import Runner
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,7 +29,8 @@ def build_runner(
     kv_cache_bytes: int,
     block_size: int,
     max_model_len: int,
-    num_threads: int,
+    num_threads: int | None,
+    quantization: Quantization = Quantization.NONE,
     max_batched_tokens: int = 0,
     max_sequences: int = 0,
     device: str = "cpu",
@@ -35,46 +39,40 @@ def build_runner(
     """Check the checkpoint and the memory, allocate the KV cache, load the weights.
 
     `max_batched_tokens` and `max_sequences` bound a step, and `progress` gets the bytes of weights that are read and
-    those of all. Sets torch's number of threads for the process. Raises `ModelError`, `UnsupportedModel`,
-    `ConfigurationError`, `Infeasible`.
+    those of all. Sets torch's number of threads for the process, `num_threads` at most. Raises `ModelError`,
+    `UnsupportedModel`, `ConfigurationError`, `Infeasible`.
     """
-    torch.set_num_threads(num_threads)
+    torch.set_num_threads(machine.num_threads(num_threads))
     spec = read_spec(model_dir)
-    quantization = quant.choose(Config.read(model_dir / "config.json").fields)
+    form = choose(Config.read(model_dir / "config.json").fields, quantization)
     if max_model_len > spec.max_positions:
         raise ConfigurationError(
             f"max_model_len: {max_model_len} exceeds the {spec.max_positions} positions of the model in {model_dir}; "
             f"set it to {spec.max_positions} or less"
         )
     dtype = _DTYPES[spec.dtype if precision is Precision.AUTO else precision.value.lower()]
-    backend = kernels.choose("reference", device)
-    num_blocks = kv_cache.num_blocks(spec, block_size, dtype, kv_cache_bytes, max_model_len)
-    block_bytes = kv_cache.bytes_per_block(spec, block_size, dtype)
-
-    def footprint(kv_cache_bytes: int) -> memory.Footprint:
-        return memory.footprint(
-            spec,
-            tensors(spec, quantization),
-            itemsize=dtype.itemsize,
-            kv_cache_bytes=kv_cache_bytes,
-            max_model_len=max_model_len,
-            max_batched_tokens=max_batched_tokens,
-            max_sequences=max_sequences,
+    if quantization is not Quantization.NONE and (device != "cpu" or dtype is not torch.bfloat16):
+        raise ConfigurationError(
+            f"quantization: {quantization} computes in bfloat16 on a CPU, not in {str(dtype).removeprefix('torch.')} "
+            f"on {device}; set precision to BFloat16, or quantization to None"
         )
-
-    smallest = -(-max_model_len // block_size) * block_bytes
-    memory.check(footprint, num_blocks * block_bytes, available_memory(), smallest_kv_cache_bytes=smallest)
+    backend = kernels.choose(device)
+    figures = memory.figures(spec, STORAGES[quantization], memory.HABITS[device], itemsize=dtype.itemsize)
+    demand = Demand(kv_cache_bytes, block_size, max_model_len, max_batched_tokens, max_sequences)
+    num_blocks = kv_cache.num_blocks(figures, demand)
+    memory.check(figures, demand, available_memory(device))
     layout = KvLayout(num_blocks, spec.num_kv_heads, block_size)
     with torch.inference_mode():
         decoder = load_decoder(
             model_dir,
             spec,
-            quantization,
+            form,
             backend,
             dtype=dtype,
             num_positions=max_model_len,
             device=device,
             progress=progress,
         )
+        machine.give_back_freed_memory()
         cache = kv_cache.KvCache(spec, layout, dtype, device)
-    return Runner(decoder, cache, backend, dtype=dtype, device=device)
+    return Runner(decoder, cache, backend, figures, dtype=dtype, device=device)

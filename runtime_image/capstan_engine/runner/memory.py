@@ -1,91 +1,78 @@
-"""What an engine needs of memory, and the refusal when there is less: decided before the first weight is read.
+"""What one model takes of memory, as the numbers by which `capstan_api.footprint` judges every envelope of it.
 
 Pure: numbers in, numbers out. Weights and KV cache are exact, they are what will be allocated. A step's own memory is
-an upper bound read off the decoder, and the processes' own is measured. The surprising idea: a refusal
-names the nearest configuration that would fit, in the resource's fields, because that is what whoever reads it sets.
+an upper bound read off the decoder, and the processes' own is measured.
 """
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from capstan_api.footprint import Demand, MemoryFigures
 from capstan_engine.errors import Infeasible
+from capstan_engine.models import shapes
 from capstan_engine.models.spec import ModelSpec
+from capstan_engine.quant.storage import Storage
 
-PROCESSES_BYTES: Final = 480 << 20
-"""Anonymous memory of front end and core with their libraries and no model; 430 MiB were measured."""
 _SCORED_QUERIES: Final = 64
 """Queries of one attention product in prefill."""
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes, by what they are for."""
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What the kernels of one kind of device do with memory."""
 
-    weights: int
-    kv_cache: int
-    step: int
-    """The largest step, or the loading of the largest fused weight, whichever is more."""
-    processes: int = PROCESSES_BYTES
+    packs: bool
+    """A weight is held in a layout of its own, which cannot be read back: a tied embedding exists twice."""
+    gathers: bool
+    """Attention copies one layer's cache for the sequences that decode, and writes its scores down."""
+    processes: int
+    """Bytes with libraries and no model."""
+    on_device: bool = False
+    """The memory is a device's own and not the container's."""
 
-    @property
-    def total(self) -> int:
-        return self.weights + self.kv_cache + self.step + self.processes
+
+HABITS: Final = {
+    # 430 MiB were measured of anonymous memory in front end and core.
+    "cpu": Habits(packs=True, gathers=True, processes=480 << 20),
+    # On the device: an allowance for the context and the libraries' workspaces, and one for graphs. Not measured yet.
+    "cuda": Habits(packs=False, gathers=False, processes=(768 << 20) + (1 << 30), on_device=True),
+}
+"""By the kind of device that kernels are chosen for."""
 
 
-def footprint(
-    spec: ModelSpec,
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    itemsize: int,
-    kv_cache_bytes: int,
-    max_model_len: int,
-    max_batched_tokens: int,
-    max_sequences: int,
-) -> Footprint:
-    """What an engine with these limits needs. `shapes` are the checkpoint's tensors, `itemsize` bytes per number."""
+def figures(spec: ModelSpec, storage: Storage, habits: Habits, *, itemsize: int) -> MemoryFigures:
+    """Of a model that computes with `itemsize` bytes per number and holds its linear layers as `storage` says."""
     hidden, inner, vocab = spec.hidden_size, spec.intermediate_size, spec.vocab_size
     heads_width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    parameters = sum(math.prod(shape) for shape in shapes.values())
-    # A packed weight cannot be read back, so a tied embedding exists twice; then sine and cosine of every position.
-    parameters += vocab * hidden * spec.tie_word_embeddings + 2 * max_model_len * spec.head_dim
-    tokens = max_batched_tokens
-    layer = tokens * (4 * hidden + max(2 * heads_width, 3 * inner))
-    scores = 2 * spec.num_heads * _SCORED_QUERIES * max_model_len
-    # The cache of one layer is gathered for the sequences that decode, padded to equal lengths.
-    gathered = kv_cache_bytes // spec.num_layers
-    # Logits, and float32 copies of them that are scaled, sorted and summed.
-    logits = max_sequences * vocab * (itemsize + 4 * 4)
-    step = (layer + scores) * itemsize + gathered + logits
-    # Read, concatenated and packed: the largest group is held three times for a moment.
-    loading = 2 * max(2 * inner * hidden, heads_width * hidden, vocab * hidden) * itemsize
-    return Footprint(weights=parameters * itemsize, kv_cache=kv_cache_bytes, step=max(step, loading))
-
-
-def check(
-    needed: Callable[[int], Footprint], kv_cache_bytes: int, available_bytes: int, *, smallest_kv_cache_bytes: int
-) -> None:
-    """Raises `Infeasible` when what is `needed` with a cache of `kv_cache_bytes` exceeds what there is.
-
-    `smallest_kv_cache_bytes` holds one request of the greatest length: a smaller cache is no remedy.
-    """
-    need = needed(kv_cache_bytes)
-    if need.total <= available_bytes:
-        return
-    remedies = [f"set resources.memoryMebibytes to at least {_up(need.total)}"]
-    sizes = range(_up(smallest_kv_cache_bytes), _up(kv_cache_bytes))
-    fitting = bisect_right(sizes, available_bytes, key=lambda mebibytes: needed(mebibytes << 20).total)
-    if fitting:
-        remedies.append(f"or engine.kvCache.memoryMebibytes to at most {sizes[fitting - 1]}")
-    raise Infeasible(
-        f"infeasible: {_up(need.total)} MiB of memory are needed ({_up(need.weights)} weights, "
-        f"{_up(need.kv_cache)} KV cache, {_up(need.step)} for a step, {_up(need.processes)} for the processes) "
-        f"and there are {available_bytes >> 20}; {' '.join(remedies)}"
+    linears = [linear for index in range(spec.num_layers) for linear in shapes.layer_linears(spec, index)]
+    weights = sum(math.prod(shape) for shape in shapes.vectors_and_embedding(spec).values()) * itemsize
+    weights += sum(storage.num_bytes(linear, itemsize) for linear in linears)
+    if habits.packs or not spec.tie_word_embeddings:
+        weights += storage.num_bytes(shapes.head(spec), itemsize, is_head=True)
+    # Bytes of a token's input to the widest product and of the product's output, in the copies that rounding makes.
+    rounding = (9 * max(hidden, inner) + 4 * 2 * inner) if storage.rounds_activations else 0
+    return MemoryFigures(
+        weights=weights,
+        # Sine and cosine.
+        position=2 * spec.head_dim * itemsize,
+        kv_token=2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * itemsize,
+        # Sequences that decode are gathered padded to equal lengths.
+        kv_copied=spec.num_layers if habits.gathers else 0,
+        step_token=(4 * hidden + max(2 * heads_width, 3 * inner)) * itemsize + rounding,
+        step_position=2 * spec.num_heads * _SCORED_QUERIES * itemsize if habits.gathers else 0,
+        # Logits, and float32 copies of them that are scaled, sorted and summed.
+        step_sequence=vocab * (itemsize + 4 * 4),
+        # Read, concatenated and packed: the largest group is held three times for a moment.
+        loading=2 * max(2 * inner * hidden, heads_width * hidden, vocab * hidden) * itemsize,
+        processes=habits.processes,
+        max_positions=spec.max_positions,
+        on_device=habits.on_device,
     )
 
 
-def _up(num_bytes: int) -> int:
-    """Whole mebibytes, rounded up."""
-    return -(-num_bytes >> 20)
+def check(figures: MemoryFigures, demand: Demand, available_bytes: int) -> None:
+    """Raises `Infeasible`, before the first weight is read, when what is demanded exceeds what there is."""
+    shortfall = figures.shortfall(demand, available_bytes)
+    if shortfall is not None:
+        raise Infeasible(f"infeasible: {shortfall}")

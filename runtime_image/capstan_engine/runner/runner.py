@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from capstan_api.footprint import MemoryFigures
 from capstan_engine.kernels import Kernels
 from capstan_engine.messages import SamplingParams, TokenLogprobs
 from capstan_engine.models.decoder import Decoder
@@ -20,12 +21,25 @@ from capstan_engine.scheduler.step import Sampled, ScheduledRequest, StepPlan, S
 _LOGPROB_ROWS = 256
 """Prompt positions whose logits are held at once."""
 _WARM_UP_TOKENS = 64
+_WARM_UP_PARAMS = SamplingParams(seed=0, max_tokens=1, repetition_penalty=1.1, logit_bias={0: 0.0})
+"""What a sampler has code of its own for."""
 
 
 class Runner:
     """The model, its KV cache and its kernels."""
 
-    def __init__(self, decoder: Decoder, cache: KvCache, kernels: Kernels, *, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KvCache,
+        kernels: Kernels,
+        figures: MemoryFigures,
+        *,
+        dtype: torch.dtype,
+        device: str,
+    ) -> None:
+        self.figures = figures
+        """What the model takes of memory."""
         self._decoder = decoder
         self._cache = cache
         self._kernels = kernels
@@ -82,8 +96,7 @@ class Runner:
 
     def _dummy(self, request_id: str, length: int) -> ScheduledRequest:
         blocks, ids = list(range(-(-length // self.block_size))), [0] * length
-        params = SamplingParams(seed=0, max_tokens=1, temperature=0.0)
-        return ScheduledRequest(request_id, ids, 0, blocks, params, True, ids, [])
+        return ScheduledRequest(request_id, ids, 0, blocks, _WARM_UP_PARAMS, True, ids, [])
 
     def _sample(self, batch: Batch, hidden: torch.Tensor) -> tuple[dict[str, Sampled], dict[str, str]]:
         chosen = [
@@ -95,7 +108,7 @@ class Runner:
             return {}, {}
         requests = [request for request, _ in chosen]
         logits = self._logits(hidden, [row for _, row in chosen])
-        tokens = sample(logits, requests)
+        tokens = sample(self._kernels, logits, requests)
         logprobs = _output_logprobs(logits, requests, tokens)
         sampled: dict[str, Sampled] = {}
         errors: dict[str, str] = {}

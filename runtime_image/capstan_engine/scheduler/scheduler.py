@@ -72,6 +72,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def num_prefill_tokens(self) -> int:
+        """Prompt tokens that are not computed yet, of running and waiting requests."""
+        return sum(max(0, len(r.prompt_token_ids) - r.num_computed) for r in (*self._running, *self._waiting))
+
+    @property
     def has_work(self) -> bool:
         return bool(self._running or self._waiting)
 

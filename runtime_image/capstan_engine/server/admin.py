@@ -1,4 +1,4 @@
-"""The admin port: what the operator reads and moves. Limits, drain, state, recent steps.
+"""The admin port: what the operator reads and moves. Limits, drain, state, recent steps, what the model takes.
 
 Its own port and its own token, so that no key of a client opens it. Without a token in the environment it is locked,
 and says so: never open by accident.
@@ -56,6 +56,7 @@ def create_admin_app(front: FrontEnd, *, token: str | None) -> ASGIApp:
             Route("/admin/limits", admin.patch_limits, methods=["PATCH"]),
             Route("/admin/drain", admin.drain, methods=["POST"]),
             Route("/admin/startup", admin.startup),
+            Route("/admin/figures", admin.figures),
             Route("/admin/state", admin.state),
             Route("/admin/steps", admin.steps),
         ]
@@ -99,6 +100,9 @@ class _Admin:
 
     async def startup(self, _: Request) -> Response:
         return Response(self._front.startup().model_dump_json(), media_type="application/json")
+
+    async def figures(self, _: Request) -> Response:
+        return Response(self._front.model.figures.model_dump_json(), media_type="application/json")
 
     async def state(self, _: Request) -> Response:
         return JSONResponse(self._front.state())

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from capstan_api.engine_args import EngineArgs
+from capstan_api.engine_args import EngineArgs, Quantization
 from capstan_engine.errors import ConfigurationError, ModelError
 
 
@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-batched-tokens", type=int, metavar="TOKENS", help="tokens of one step")
     made.add_argument("--kv-cache-mib", type=int, metavar="MIB", help="memory of the KV cache")
     made.add_argument("--precision", choices=["Auto", "Float32", "BFloat16"])
-    made.add_argument("--num-threads", type=int, metavar="N", help="CPU threads of the engine core")
+    made.add_argument("--quantization", choices=[each.value for each in Quantization])
+    made.add_argument("--num-threads", type=int, metavar="N", help="most CPU threads of the engine core")
     made.add_argument("--step-log", type=Path, metavar="FILE", help="write one CSV line per step")
     made.add_argument("--metrics-compat", choices=["vllm"], help="expose vllm:* metric names too")
     made.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
@@ -51,6 +52,7 @@ def engine_args(options: argparse.Namespace) -> EngineArgs:
         "max_model_len": options.max_model_len,
         "kv_cache_bytes": None if options.kv_cache_mib is None else options.kv_cache_mib << 20,
         "precision": options.precision,
+        "quantization": options.quantization,
         "num_threads": options.num_threads,
         "step_log": None if options.step_log is None else str(options.step_log),
         "metrics_compatibility": {"vllm": "VLLM"}.get(options.metrics_compat),

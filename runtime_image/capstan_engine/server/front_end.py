@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from capstan_api.engine_args import EngineArgs, MetricsCompatibility
+from capstan_api.footprint import MemoryFigures
 from capstan_api.startup import StartupPhase, StartupReport
 from capstan_engine.client import EngineClient
 from capstan_engine.errors import EngineDead, RequestError
@@ -43,6 +44,7 @@ class Model:
     tokenizer: Tokenizer
     facts: ModelFacts
     prompts: Prompts
+    figures: MemoryFigures
 
 
 class FrontEnd:
@@ -61,6 +63,7 @@ class FrontEnd:
         self.max_model_len = args.max_model_len
         self.startup_seconds: dict[str, float] = {}
         self._model_dir = args.model
+        self._block_size = args.block_size
         self._model: Model | None = None
         self.created = int(time())
         self._started = monotonic()
@@ -89,7 +92,8 @@ class FrontEnd:
             max_model_len=ready.max_model_len,
             vocab_size=ready.vocab_size,
         )
-        self._model = Model(tokenizer, facts, Prompts(tokenizer, facts))
+        figures = MemoryFigures.model_validate(ready.figures)
+        self._model = Model(tokenizer, facts, Prompts(tokenizer, facts), figures)
         self.max_model_len = facts.max_model_len
         self.startup_seconds = ready.startup_seconds | {"total": monotonic() - self._started}
         self._phase_since = time()
@@ -166,6 +170,7 @@ class FrontEnd:
             "uptime_seconds": monotonic() - self._started,
             "model": self.names.served[0],
             "max_model_len": self.max_model_len,
+            "block_size": self._block_size,
             "now": monotonic(),
         }
 

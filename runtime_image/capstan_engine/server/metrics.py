@@ -24,6 +24,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _STATE: Final[dict[Metric, Callable[[CoreState], dict[tuple[str, ...], float]]]] = {
     Engine.RUNNING: lambda s: {(): s.running},
     Engine.WAITING: lambda s: {(): s.waiting},
+    Engine.PREFILL_BACKLOG: lambda s: {(): s.prefill_backlog},
     Engine.KV_USAGE: lambda s: {(): s.blocks_held / s.blocks_total if s.blocks_total else 0.0},
     Engine.KV_BLOCKS: lambda s: {
         ("held",): s.blocks_held,

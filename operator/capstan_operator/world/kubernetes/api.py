@@ -157,7 +157,7 @@ class KubernetesApi:
         return any(served.get("name") == resource.plural for served in answer.get("resources", ()))
 
     async def close(self) -> None:
-        await self._client.close()  # type: ignore[no-untyped-call]  # the client leaves it unannotated
+        await self._client.close()
 
     async def _call(
         self,
@@ -214,7 +214,7 @@ class KubernetesApi:
             sent = {"User-Agent": FIELD_MANAGER, **(headers or {"Accept": "application/json"})}
             await self._client.update_params_for_auth(sent, [], ["BearerToken"], path, method, body)
             url = self._client.configuration.host + path
-            response = await self._client.rest_client.request(  # type: ignore[no-untyped-call]
+            response = await self._client.rest_client.request(
                 method, url, headers=sent, body=body, _request_timeout=self._timeout
             )
             content = await response.read()

@@ -31,7 +31,7 @@ async def connect(kubeconfig: Path | None = None) -> ApiClient:
             await _read(path, configuration)
             configuration.refresh_api_key_hook = _rereading(path)  # type: ignore[assignment]  # declared as None
         else:
-            kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+            kubernetes_config.load_incluster_config(configuration)
     except (kubernetes_config.ConfigException, OSError) as error:
         where = f"{path} cannot be used" if path else "not in a cluster, and KUBECONFIG is not set"
         raise WorldError(f"no way to the API server: {where}: {error}") from None
@@ -41,7 +41,7 @@ async def connect(kubeconfig: Path | None = None) -> ApiClient:
 
 
 async def _read(kubeconfig: Path, configuration: Configuration) -> None:
-    await kubernetes_config.load_kube_config(  # type: ignore[no-untyped-call]
+    await kubernetes_config.load_kube_config(
         config_file=str(kubeconfig), client_configuration=configuration, persist_config=False
     )
 

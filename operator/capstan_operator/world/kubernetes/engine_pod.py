@@ -14,7 +14,18 @@ from capstan_api.engine_args import EngineArgs
 from capstan_api.fetch_args import FetchArgs
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.world.kubernetes import sources
-from capstan_operator.world.kubernetes.hardening import container_hardening, pod_hardening
+from capstan_operator.world.kubernetes.container import (
+    GRACE_BEYOND_DRAIN_S,
+    SCRATCH,
+    container,
+    mounts,
+    port,
+    ports,
+    probe,
+    spread,
+    volumes,
+)
+from capstan_operator.world.kubernetes.hardening import pod_hardening
 from capstan_operator.world.kubernetes.identity import Component, Identity
 from capstan_operator.world.kubernetes.installation import Installation
 from capstan_operator.world.kubernetes.quantities import cpu, memory
@@ -22,13 +33,9 @@ from capstan_operator.world.kubernetes.quantities import cpu, memory
 ENGINE: Final = "engine"
 FETCH: Final = "fetch"
 ENGINE_JSON, FETCH_JSON, POD_JSON = "engine.json", "fetch.json", "pod.json"
-CONFIG: Final = "/etc/capstan"
-# Beyond the drain itself: to close connections, to end the core, to write the last line.
-GRACE_BEYOND_DRAIN_S: Final = 10
 _PROBE_S: Final = 2
 # A load may take long as long as it moves; what does not move is ended by the engine itself, with a reason.
 _LONGEST_START_S: Final = 7200
-_SCRATCH: Final = "/tmp"  # noqa: S108 - an emptyDir of the pod's own
 
 
 def placed(args: EngineArgs) -> EngineArgs:
@@ -39,7 +46,7 @@ def placed(args: EngineArgs) -> EngineArgs:
             "port": names.PORT_ENGINE,
             "admin_port": names.PORT_ENGINE_ADMIN,
             "cpus": (),
-            "step_log": Path(_SCRATCH, "steps.csv") if args.step_log is not None else None,
+            "step_log": Path(SCRATCH, "steps.csv") if args.step_log is not None else None,
         }
     )
 
@@ -95,13 +102,13 @@ def pod_spec(
         **{field: value for field, value in placement.items() if value},
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": spec.disruption.drain_timeout_seconds + GRACE_BEYOND_DRAIN_S,
-        "topologySpreadConstraints": [_spread(identity)],
-        "volumes": [
-            {"name": "config", "configMap": {"name": identity.revision(revision)}},
-            {"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}},
+        "topologySpreadConstraints": [spread(identity, Component.ENGINE)],
+        "volumes": volumes(
+            identity.revision(revision),
+            "1Gi",
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
             *([model] if model else []),
-        ],
+        ),
         **(
             {"initContainers": [_fetch(spec.model.source.secret_name, identity, installation, amounts)]}
             if spec.model.source.is_fetched
@@ -114,73 +121,31 @@ def pod_spec(
 def _engine(
     identity: Identity, installation: Installation, amounts: Mapping[str, str], *, has_model_volume: bool
 ) -> dict[str, Any]:
+    image, module = installation.engine_image, "capstan_engine"
     return {
-        "name": ENGINE,
-        "image": installation.engine_image,
-        "args": ["capstan_engine", "--config", f"{CONFIG}/{ENGINE_JSON}"],
-        **container_hardening(installation),
-        "env": [admin_token(identity)],
-        "ports": [
-            {"name": "http", "containerPort": names.PORT_ENGINE, "protocol": "TCP"},
-            {"name": "admin", "containerPort": names.PORT_ENGINE_ADMIN, "protocol": "TCP"},
-        ],
+        **container(ENGINE, identity, installation, image=image, module=module, config=ENGINE_JSON),
+        "ports": ports(names.PORT_ENGINE, names.PORT_ENGINE_ADMIN),
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
         "startupProbe": probe("/startupz", period_s=_PROBE_S, failures=_LONGEST_START_S // _PROBE_S),
         "readinessProbe": probe("/readyz", period_s=_PROBE_S, failures=2),
         "livenessProbe": probe("/livez", period_s=10, failures=3),
-        "volumeMounts": [
-            {"name": "config", "mountPath": CONFIG, "readOnly": True},
-            {"name": "scratch", "mountPath": _SCRATCH},
-            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - likewise
+        "volumeMounts": mounts(
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - an emptyDir of the pod's own
             *([{"name": sources.VOLUME, "mountPath": sources.MOUNT, "readOnly": True}] if has_model_volume else []),
-        ],
+        ),
     }
 
 
 def _fetch(
     secret_name: str | None, identity: Identity, installation: Installation, amounts: Mapping[str, str]
 ) -> dict[str, Any]:
+    image, module = installation.operator_image, "capstan_fetch"
     return {
-        "name": FETCH,
-        "image": installation.operator_image,
-        "args": ["capstan_fetch", "--config", f"{CONFIG}/{FETCH_JSON}"],
-        **container_hardening(installation),
-        "env": [admin_token(identity)],
+        **container(FETCH, identity, installation, image=image, module=module, config=FETCH_JSON),
         **({"envFrom": [{"secretRef": {"name": secret_name}}]} if secret_name else {}),
         # The progress is asked for where the engine's will be.
-        "ports": [{"name": "fetch", "containerPort": names.PORT_ENGINE_ADMIN, "protocol": "TCP"}],
+        "ports": [port("fetch", names.PORT_ENGINE_ADMIN)],
         # The engine's own amounts: a pod needs the larger of the two, and equal ones keep it Guaranteed.
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
-        "volumeMounts": [
-            {"name": "config", "mountPath": CONFIG, "readOnly": True},
-            {"name": "scratch", "mountPath": _SCRATCH},
-            {"name": sources.VOLUME, "mountPath": sources.MOUNT},
-        ],
-    }
-
-
-def admin_token(identity: Identity) -> dict[str, Any]:
-    """The environment variable with the token of the admin port."""
-    return {
-        "name": names.ENV_ADMIN_TOKEN,
-        "valueFrom": {"secretKeyRef": {"name": identity.admin_secret, "key": "token"}},
-    }
-
-
-def probe(path: str, *, period_s: int, failures: int) -> dict[str, Any]:
-    return {
-        "httpGet": {"path": path, "port": "http"},
-        "periodSeconds": period_s,
-        "timeoutSeconds": 5 if period_s >= 5 else period_s,
-        "failureThreshold": failures,
-    }
-
-
-def _spread(identity: Identity) -> dict[str, Any]:
-    """Replicas on different nodes where that is possible, and together where it is not."""
-    return {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": identity.match(Component.ENGINE)},
+        "volumeMounts": mounts({"name": sources.VOLUME, "mountPath": sources.MOUNT}),
     }

@@ -9,8 +9,16 @@ from typing import Any, Final
 from capstan_api import names
 from capstan_api.engine_args import GatewayArgs
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.world.kubernetes.engine_pod import CONFIG, GRACE_BEYOND_DRAIN_S, admin_token, probe
-from capstan_operator.world.kubernetes.hardening import container_hardening, pod_hardening
+from capstan_operator.world.kubernetes.container import (
+    GRACE_BEYOND_DRAIN_S,
+    container,
+    mounts,
+    ports,
+    probe,
+    spread,
+    volumes,
+)
+from capstan_operator.world.kubernetes.hardening import pod_hardening
 from capstan_operator.world.kubernetes.identity import ANNOTATION_OWNER, Component, Identity
 from capstan_operator.world.kubernetes.installation import Installation
 from capstan_operator.world.kubernetes.quantities import cpu, memory
@@ -47,14 +55,13 @@ def config(identity: Identity, args: GatewayArgs) -> dict[str, Any]:
 
 def deployment(resource: InferenceDeployment, identity: Identity, installation: Installation) -> dict[str, Any]:
     """The gateways."""
-    selector = {"matchLabels": identity.match(Component.GATEWAY)}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": identity.metadata(identity.gateway, Component.GATEWAY),
         "spec": {
             "replicas": resource.spec.routing.gateway_replicas,
-            "selector": selector,
+            "selector": {"matchLabels": identity.match(Component.GATEWAY)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "revisionHistoryLimit": 2,
             "template": {
@@ -67,18 +74,8 @@ def deployment(resource: InferenceDeployment, identity: Identity, installation: 
                     "terminationGracePeriodSeconds": (
                         resource.spec.disruption.drain_timeout_seconds + GRACE_BEYOND_DRAIN_S + _LEAVING_S
                     ),
-                    "topologySpreadConstraints": [
-                        {
-                            "maxSkew": 1,
-                            "topologyKey": "kubernetes.io/hostname",
-                            "whenUnsatisfiable": "ScheduleAnyway",
-                            "labelSelector": selector,
-                        }
-                    ],
-                    "volumes": [
-                        {"name": "config", "configMap": {"name": identity.gateway}},
-                        {"name": "scratch", "emptyDir": {"sizeLimit": "64Mi"}},
-                    ],
+                    "topologySpreadConstraints": [spread(identity, Component.GATEWAY)],
+                    "volumes": volumes(identity.gateway, "64Mi"),
                     "containers": [_container(identity, installation)],
                 },
             },
@@ -88,16 +85,10 @@ def deployment(resource: InferenceDeployment, identity: Identity, installation: 
 
 def _container(identity: Identity, installation: Installation) -> dict[str, Any]:
     amount = memory(installation.gateway_memory_mebibytes)
+    image, module = installation.operator_image, "capstan_gateway"
     return {
-        "name": GATEWAY,
-        "image": installation.operator_image,
-        "args": ["capstan_gateway", "--config", f"{CONFIG}/{GATEWAY_JSON}"],
-        **container_hardening(installation),
-        "env": [admin_token(identity)],
-        "ports": [
-            {"name": "http", "containerPort": names.PORT_GATEWAY, "protocol": "TCP"},
-            {"name": "admin", "containerPort": names.PORT_GATEWAY_ADMIN, "protocol": "TCP"},
-        ],
+        **container(GATEWAY, identity, installation, image=image, module=module, config=GATEWAY_JSON),
+        "ports": ports(names.PORT_GATEWAY, names.PORT_GATEWAY_ADMIN),
         # No limit on processors: a gateway that is throttled adds its wait to every token.
         "resources": {
             "requests": {"cpu": cpu(installation.gateway_cpu_millicores), "memory": amount},
@@ -107,10 +98,7 @@ def _container(identity: Identity, installation: Installation) -> dict[str, Any]
         "readinessProbe": probe("/readyz", period_s=1, failures=2),
         "livenessProbe": probe("/livez", period_s=10, failures=3),
         "lifecycle": {"preStop": {"sleep": {"seconds": _LEAVING_S}}},
-        "volumeMounts": [
-            {"name": "config", "mountPath": CONFIG, "readOnly": True},
-            {"name": "scratch", "mountPath": "/tmp"},  # noqa: S108 - an emptyDir of the pod's own
-        ],
+        "volumeMounts": mounts(),
     }
 
 

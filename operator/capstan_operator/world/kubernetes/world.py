@@ -22,6 +22,7 @@ from capstan_operator.world.kubernetes.access import INFERENCE_DEPLOYMENTS, PODS
 from capstan_operator.world.kubernetes.api import Manifest
 from capstan_operator.world.kubernetes.children import Children, taken
 from capstan_operator.world.kubernetes.cluster import Cluster
+from capstan_operator.world.kubernetes.container import GRACE_BEYOND_DRAIN_S
 from capstan_operator.world.kubernetes.events import Announcer
 from capstan_operator.world.kubernetes.gateways import Gateways
 from capstan_operator.world.kubernetes.identity import Component, Identity
@@ -93,7 +94,7 @@ class KubernetesWorld:
         await self._patience("start", partial(self._start, replica_id, revision, args, cpu_millicores))
 
     async def drain_replica(self, replica_id: str, timeout_s: float) -> None:
-        await self._end(replica_id, int(timeout_s) + engine_pod.GRACE_BEYOND_DRAIN_S)
+        await self._end(replica_id, int(timeout_s) + GRACE_BEYOND_DRAIN_S)
 
     async def stop_replica(self, replica_id: str) -> None:
         await self._end(replica_id, _KILL_GRACE_S)

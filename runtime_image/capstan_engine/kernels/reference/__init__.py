@@ -1,9 +1,20 @@
 """Plain torch: the specification of every backend, and the CPU path."""
 
-from capstan_engine.kernels.reference.attention import attention, write_kv
-from capstan_engine.kernels.reference.elementwise import rms_norm, rotate, silu_and_mul
+from capstan_engine.kernels.reference.attention import attention, rotate_and_write_kv
+from capstan_engine.kernels.reference.elementwise import add_rms_norm, rms_norm, silu_and_mul
 from capstan_engine.kernels.reference.linear import pack_linear
 from capstan_engine.kernels.reference.planning import plan_attention
 from capstan_engine.kernels.reference.rounding import round_up
+from capstan_engine.kernels.reference.sampling import choose_tokens
 
-__all__ = ["attention", "pack_linear", "plan_attention", "rms_norm", "rotate", "round_up", "silu_and_mul", "write_kv"]
+__all__ = [
+    "add_rms_norm",
+    "attention",
+    "choose_tokens",
+    "pack_linear",
+    "plan_attention",
+    "rms_norm",
+    "rotate_and_write_kv",
+    "round_up",
+    "silu_and_mul",
+]

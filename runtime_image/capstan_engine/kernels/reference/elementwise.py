@@ -9,6 +9,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return functional.rms_norm(x, weight.shape, weight, eps)
 
 
+def add_rms_norm(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Add `delta` to `x` in place, then the norm of `x`."""
+    return rms_norm(x.add_(delta), weight, eps)
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Rotary position embedding (Su et al., 2021) of `x` `[T, heads, D]` in place.
 

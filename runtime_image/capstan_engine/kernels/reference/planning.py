@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from capstan_engine.kernels.plan import AttentionPlan, DecodeGroup, KvLayout, PrefillChunk, Span, Tile
+from capstan_engine.kernels.plan import KvLayout, Span
+from capstan_engine.kernels.reference.plan import DecodeGroup, PrefillChunk, ReferencePlan, Tile
 from capstan_engine.kernels.reference.rounding import round_up
 
 Ints = NDArray[np.int64]
@@ -26,13 +27,13 @@ _SMALL = 4096
 
 def plan_attention(
     spans: Sequence[Span], layout: KvLayout, windows: Sequence[int | None], dtype: torch.dtype
-) -> dict[int | None, AttentionPlan]:
+) -> dict[int | None, ReferencePlan]:
     """One plan for each of `windows`. Spans of one token must come first, in falling order of `start`."""
     slots = torch.from_numpy(_slots(spans, layout))
     num_decodes = next((i for i, span in enumerate(spans) if span.length > 1), len(spans))
     num_tokens = sum(span.length for span in spans)
     return {
-        window: AttentionPlan(
+        window: ReferencePlan(
             num_tokens,
             slots,
             tuple(_decode_groups(spans[:num_decodes], layout, window, dtype)),

@@ -1,0 +1,59 @@
+"""One number for each virtual fleet of the bank, from half a replica to more than anybody has.
+
+The fleets' sizes grow by a fixed ratio, so that a fleet of two is as finely resolved as one of two hundred. The last
+one is so large that nothing ever queues: what it misses is beyond the reach of replicas. In front of them all is one
+that always has as many replicas as are really ready, and so tells what the real one is expected to miss. A curve
+travels as bytes: a bank holds thousands of numbers, and as text they would outweigh everything else that is remembered.
+"""
+
+from base64 import b64decode, b64encode
+from functools import cache
+from math import ceil, log
+from typing import Annotated, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, PlainSerializer
+
+SMALLEST: Final = 0.5
+_RATIO: Final = 1.04
+# Beyond the most replicas that are allowed, for the margin that a fleet of virtual ones is judged with.
+_REACH: Final = 2.0
+_BOUNDLESS: Final = 1000.0
+
+Array = NDArray[np.float64]
+
+
+def _bytes(value: Any) -> Any:
+    return b64decode(value) if isinstance(value, str) else value
+
+
+Curve = Annotated[
+    bytes, BeforeValidator(_bytes), PlainSerializer(lambda raw: b64encode(raw).decode(), when_used="json")
+]
+"""Values of all fleets in four bytes each; in JSON as base64."""
+
+
+@cache
+def sizes(max_replicas: int) -> Array:
+    """[F] The virtual fleets' sizes in replicas; that of the first one follows the real fleet and is 0 here."""
+    largest = max(1.0, _REACH * max_replicas)
+    exponents = np.arange(ceil(log(largest / SMALLEST) / log(_RATIO)) + 1)
+    made: Array = np.concatenate([[0.0], SMALLEST * _RATIO**exponents, [_BOUNDLESS * largest]])
+    made.setflags(write=False)
+    return made
+
+
+def curve(values: Array) -> bytes:
+    return values.astype("<f4").tobytes()
+
+
+def values(raw: bytes, num_fleets: int) -> Array:
+    """[F] The curve for so many fleets: larger ones than it had behave as the largest but the boundless one did."""
+    known = np.frombuffer(raw, dtype="<f4").astype(np.float64)
+    if not len(known):
+        return np.zeros(num_fleets)
+    if len(known) != num_fleets:
+        body = known[: num_fleets - 1] if len(known) > num_fleets else known[:-1]
+        return np.concatenate([body, np.full(num_fleets - 1 - len(body), body[-1]), known[-1:]])
+    return known

@@ -1,0 +1,202 @@
+"""One turn's reading put together for the two loops: what engines do, what came, what the objectives allow.
+
+Decides nothing; `batch_limits`, `bank`, `sizing` and `replicas` do, and know nothing of resources and counters. The
+surprising idea: it is the only place where a class's percentile, its share of late answers and its priority meet.
+"""
+
+import math
+from dataclasses import dataclass
+from math import inf
+
+from capstan_api.engine_args import EngineArgs
+from capstan_api.spec import InferenceDeploymentSpec, LimitsMode, Slo
+from capstan_operator.decide import batch_limits, sizing
+from capstan_operator.decide.bank import Arrived, Bank, Class, Engine
+from capstan_operator.decide.batch_limits import LimitsMemory, Target, burst_budget
+from capstan_operator.decide.curve import Array, sizes
+from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.ledger import Ledger
+from capstan_operator.decide.memory import Memory
+from capstan_operator.decide.observation import ClassCounters, Observation, Phase
+from capstan_operator.decide.replicas import Situation
+from capstan_operator.decide.shape import Shape
+from capstan_operator.decide.signals import Reading
+from capstan_operator.decide.sizing import Feedback, Sizing
+
+_STARTUP_SHARE = 0.9
+_SHORTEST_LOOK_BACK_S = 10.0
+# Of the tightest TTFT: what waits for less is no queue that somebody would have to work off.
+_REAL_QUEUE = 0.6
+_CATCH_UP_S, _MOST_CATCHING_UP = 45.0, 1.8
+# An objective of 100 % allows nothing; a fleet that misses less than this misses nothing.
+_LEAST_ALLOWED = 0.001
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What one turn knows before it decides. `args` are those that replicas are started with."""
+
+    spec: InferenceDeploymentSpec
+    args: EngineArgs
+    model: EngineModel
+    reading: Reading
+    shape: Shape
+
+    def limits(self, memory: LimitsMemory, now: float) -> batch_limits.Advice:
+        """The fast loop's turn."""
+        policy, envelope = self.spec.scaling.batch_limits, self.args.envelope
+        if policy.mode is LimitsMode.FIXED:
+            return batch_limits.Advice(memory=LimitsMemory(limits=envelope.top, reason="Fixed"))
+        return batch_limits.adjust(memory, self._limits_situation, envelope, policy, now)
+
+    def bank(self, memory: Memory, limits: LimitsMemory, now: float) -> tuple[Bank, Feedback]:
+        """The virtual fleets after what came since the last look, and how well they told what was missed."""
+        reading, lengths = self.reading, self.reading.lengths
+        if reading.seconds <= 0 or not (self.model.is_usable and lengths.is_known) or limits.limits is None:
+            return memory.bank, memory.feedback
+        seen, fleets, slos = reading.signals, self._sizes, self.spec.slos
+        deltas = [reading.delta.get(slo.name, ClassCounters()) for slo in slos]
+        bank = memory.bank.advanced(
+            fleets,
+            self._engine(limits),
+            [_class(slo) for slo in slos],
+            [self._arrived(counted) for counted in deltas],
+            seconds=reading.seconds,
+            now=now,
+            span_s=max(_SHORTEST_LOOK_BACK_S, self.spec.scaling.behavior.scale_down.stabilization_window_seconds),
+            running=seen.running,
+            num_ready=seen.num_serving,
+        )
+        feedback = memory.feedback.learn(
+            seen=sum(c.slo_total for c in deltas),
+            seen_missed=sum(c.slo_total - c.slo_good for c in deltas),
+            told=sum(c.arrived for c in deltas),
+            told_missed=sum(share * c.arrived for share, c in zip(bank.told, deltas, strict=True)),
+            seconds=reading.seconds,
+        )
+        return bank, feedback
+
+    def sizing(self, bank: Bank, feedback: Feedback, ledger: Ledger, now: float) -> Sizing | None:
+        """What the look-back asks for; None until anything came that could be judged."""
+        if bank.since is None or bank.classes != tuple(slo.name for slo in self.spec.slos):
+            return None
+        allowed = [_allowed(slo) for slo in self.spec.slos]
+        factor = sizing.margin(feedback, min(allowed), max(0.0, now - bank.since), ledger.startup_s(_STARTUP_SHARE))
+        if (left := ledger.least_budget_left(self.spec.slos, now)) is not None and left < sizing.LOW_BUDGET:
+            allowed = [share / 2 for share in allowed]
+        return sizing.size(bank, self._sizes, allowed, factor)
+
+    def situation(
+        self,
+        observation: Observation,
+        sized: Sizing | None,
+        ledger: Ledger,
+        num_overdue: int,
+        now: float,
+    ) -> Situation:
+        """What the slow loop looks at beside the sizing."""
+        seen = self.reading.signals
+        live = [replica for replica in observation.replicas if replica.phase is not Phase.DRAINING]
+        return Situation(
+            signals=seen,
+            num_live=len(live),
+            num_ready=sum(1 for replica in live if replica.phase is Phase.READY),
+            num_starting=sum(1 for replica in live if replica.phase is Phase.STARTING),
+            num_overdue=num_overdue,
+            startup_s=ledger.startup_s(_STARTUP_SHARE),
+            budget_left=ledger.least_budget_left(self.spec.slos, now),
+            catching_up=self._catching_up(sized.margin, ledger) if sized is not None else 0,
+        )
+
+    def _catching_up(self, margin: float, ledger: Ledger) -> int:
+        """Replicas that it takes to work off a real queue within a minute of their start; 0 while there is none.
+
+        The virtual fleets have been ready all the time and have no queue from a start that takes long.
+        """
+        seen, lengths = self.reading.signals, self.reading.lengths
+        ttfts = [slo.ttft.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.ttft]
+        queue_s = self._limits_situation.queue_s
+        if not ttfts or seen.arrivals_per_s is None or queue_s <= _REAL_QUEUE * min(ttfts):
+            return 0
+        tpots = [slo.tpot.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.tpot]
+        serves = batch_limits.requests_per_s(
+            self.model, lengths, min(tpots, default=None), self.args.envelope.max_sequences, self._kv_tokens
+        )
+        startup_s = ledger.startup_s(_STARTUP_SHARE) or sizing.USUAL_STARTUP_S
+        demand = margin * seen.arrivals_per_s / serves
+        missing = max(0.0, demand - seen.num_serving) * startup_s
+        asked = demand + (seen.queue / serves + missing) / _CATCH_UP_S
+        return math.ceil(min(asked, _MOST_CATCHING_UP * demand))
+
+    @property
+    def _kv_tokens(self) -> float:
+        return self.reading.signals.kv_blocks * self.args.block_size
+
+    @property
+    def _limits_situation(self) -> batch_limits.Situation:
+        lengths, seen = self.reading.lengths, self.reading.signals
+        ttfts = [slo.ttft.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.ttft]
+        return batch_limits.Situation(
+            model=self.model,
+            lengths=lengths,
+            signals=seen,
+            token_s=self.shape.token_seconds(self.model, lengths.prompt),
+            target=self._target(),
+            ttft_s=min(ttfts, default=None),
+            num_ready=seen.num_serving,
+            seconds=self.reading.seconds,
+            kv_tokens=self._kv_tokens,
+        )
+
+    @property
+    def _sizes(self) -> Array:
+        return sizes(self.spec.scaling.max_replicas)
+
+    def _engine(self, limits: LimitsMemory) -> Engine:
+        lengths, envelope = self.reading.lengths, self.args.envelope
+        budget = (limits.limits or envelope.top).max_batched_tokens
+        is_fixed = self.spec.scaling.batch_limits.mode is LimitsMode.FIXED
+        return Engine(
+            model=self.model,
+            token_s=max(1e-9, self.shape.token_seconds(self.model, lengths.prompt)),
+            budget=budget,
+            burst=budget if is_fixed else burst_budget(budget, envelope),
+            kv_tokens=self._kv_tokens,
+            max_sequences=(limits.limits or envelope.top).max_sequences,
+            prompt=lengths.computed_prompt,
+            long_prompt=self.shape.long_prompt(lengths.computed_prompt),
+            output=max(1.0, lengths.output),
+            context=max(1.0, self.shape.context or lengths.context),
+        )
+
+    def _arrived(self, counted: ClassCounters) -> Arrived:
+        lengths = self.reading.lengths
+        if counted.arrived_tokens <= 0:
+            return Arrived(counted.arrived, counted.arrived * lengths.computed_prompt)
+        return Arrived(counted.arrived, counted.arrived_tokens * (1 - lengths.cached))
+
+    def _target(self) -> Target | None:
+        """The tightest TPOT threshold, and the answers of all classes against their own."""
+        with_tpot = [(slo, slo.tpot.threshold_milliseconds / 1000) for slo in self.spec.slos if slo.tpot]
+        if not with_tpot:
+            return None
+        ended = late = 0.0
+        for slo, threshold_s in with_tpot:
+            tpot = self.reading.delta.get(slo.name, ClassCounters()).tpot
+            ended += tpot.total
+            late += tpot.above(threshold_s) / (batch_limits.TPOT_SHARE * _allowed(slo))
+        return Target(threshold_s=min(threshold_s for _, threshold_s in with_tpot), ended=ended, late=late)
+
+
+def _class(slo: Slo) -> Class:
+    return Class(
+        name=slo.name,
+        priority=slo.priority,
+        ttft_s=slo.ttft.threshold_milliseconds / 1000 if slo.ttft else inf,
+        tpot_s=slo.tpot.threshold_milliseconds / 1000 if slo.tpot else inf,
+    )
+
+
+def _allowed(slo: Slo) -> float:
+    """The share of its requests that may miss."""
+    return max(_LEAST_ALLOWED, 1 - float(slo.objective_percent) / 100)

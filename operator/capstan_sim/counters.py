@@ -1,0 +1,86 @@
+"""What a gateway would have counted of a simulation until now: requests, tokens and latencies of each SLO class.
+
+Kept from look to look, because a look only adds what has come since.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
+
+from capstan_api.metrics import Gateway as Series
+from capstan_operator.decide.observation import ClassCounters, Histogram
+from capstan_sim.book import Book
+from capstan_sim.policy import Objective
+
+
+class GatewayCounters:
+    """The counters of all classes, in their order."""
+
+    def __init__(self, book: Book, slos: Sequence[Objective]) -> None:
+        self._book = book
+        self._counts = [_ClassCounts(slo, slos) for slo in slos]
+        self._num_arrived = self._num_first = self._num_done = 0
+
+    def read(self) -> list[ClassCounters]:
+        """Of each class, as they stand now."""
+        book, counts = self._book, self._counts
+        for request in range(self._num_arrived, book.num_arrived):
+            of_class = counts[book.slo_class[request]]
+            of_class.arrived += 1
+            of_class.arrived_tokens += book.prompt[request]
+        for index in range(self._num_first, len(book.first_times)):
+            counts[book.slo_class[book.first_requests[index]]].first_token(book.first_ttfts[index])
+        for index in range(self._num_done, len(book.done_times)):
+            request = book.done_requests[index]
+            counts[book.slo_class[request]].ended(book, request, book.done_tpots[index])
+        self._num_arrived = book.num_arrived
+        self._num_first, self._num_done = len(book.first_times), len(book.done_times)
+        return [of_class.counters() for of_class in counts]
+
+
+class _ClassCounts:
+    """The gateway's counters of one SLO class."""
+
+    def __init__(self, slo: Objective, all_slos: Sequence[Objective]) -> None:
+        self.arrived = self.arrived_tokens = 0
+        self._slo = slo
+        self._completed = self._good = self._prompt_tokens = self._output_tokens = 0
+        self._ttft = _Buckets(Series.TTFT.bounds(tuple(s.ttft_s for s in all_slos if s.ttft_s < float("inf"))))
+        self._tpot = _Buckets(Series.TPOT.bounds(tuple(s.tpot_s for s in all_slos if s.tpot_s < float("inf"))))
+
+    def first_token(self, ttft_s: float) -> None:
+        self._ttft.observe(ttft_s)
+
+    def ended(self, book: Book, request: int, tpot_s: float) -> None:
+        self._completed += 1
+        self._prompt_tokens += book.prompt[request]
+        self._output_tokens += book.output[request]
+        if book.output[request] > 1:
+            self._tpot.observe(tpot_s)
+        ttft_s = book.first[request] - book.arrival[request]
+        self._good += ttft_s <= self._slo.ttft_s and tpot_s <= self._slo.tpot_s
+
+    def counters(self) -> ClassCounters:
+        return ClassCounters.model_construct(
+            arrived=float(self.arrived),
+            arrived_tokens=float(self.arrived_tokens),
+            completed=float(self._completed),
+            slo_total=float(self._completed),
+            slo_good=float(self._good),
+            prompt_tokens=float(self._prompt_tokens),
+            output_tokens=float(self._output_tokens),
+            ttft=self._ttft.histogram(),
+            tpot=self._tpot.histogram(),
+        )
+
+
+class _Buckets:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+
+    def histogram(self) -> Histogram:
+        return Histogram.model_construct(bounds=self._bounds, counts=tuple(map(float, accumulate(self._counts))))

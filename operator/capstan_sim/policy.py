@@ -1,0 +1,136 @@
+"""What a policy sees and what it answers: the seam between the simulated fleet and whoever steers it.
+
+An observation holds only what can be scraped from gateways and engines. A policy may keep state; it is called every
+`interval_s` simulated seconds, first after one interval, and not at all while its metrics are lost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from capstan_api.limits import BatchLimits
+from capstan_sim.step_time import StepModel
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Thresholds of one SLO class in seconds, infinite where none is declared, and the share that must meet them."""
+
+    ttft_s: float
+    tpot_s: float
+    percent: float = 99.0
+
+
+class StepSample(NamedTuple):
+    """One engine step: its prefill tokens, decoding sequences, their context tokens, and how long it took."""
+
+    prefill_tokens: int
+    sequences: int
+    context: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLoad:
+    """One ready replica that is not draining."""
+
+    running: int
+    waiting: int
+    waiting_tokens: int
+    """Prompt tokens of the waiting requests."""
+    kv_tokens: int
+    """Held now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The fleet at one moment. Windows reach back to 0 when less than their length has passed."""
+
+    now: float
+    ready: int
+    starting: int
+    draining: int
+    target: int
+    ttft_s: Sequence[float]
+    """Of the first tokens in the last 60 s."""
+    tpot_s: Sequence[float]
+    """Of the requests that ended in the last 60 s."""
+    gateway_queue: int
+    """Requests that no replica has."""
+    replicas: Sequence[ReplicaLoad]
+    concurrency_6s: float
+    """Mean number of requests that run or wait anywhere."""
+    concurrency_60s: float
+    arrival_rate: float
+    """Requests/s of the last 60 s, like the rates and means that follow."""
+    finish_rate: float
+    prompt_token_rate: float
+    """Of arrivals."""
+    prompt_token_rate_10s: float
+    output_token_rate: float
+    """Of tokens as they are made."""
+    output_token_rate_10s: float
+    mean_prompt: float
+    """Of arrivals; 0 without any."""
+    mean_output: float
+    """Of requests that ended; 0 without any."""
+    arrivals: int
+    """Since the beginning, like the counts that follow."""
+    prompt_tokens: int
+    output_tokens: int
+    steps: Sequence[StepSample]
+    """Up to 256 of the last tick."""
+    limits: BatchLimits
+
+    @property
+    def running(self) -> int:
+        return sum(replica.running for replica in self.replicas)
+
+    @property
+    def waiting(self) -> int:
+        """At replicas and at the gateway."""
+        return sum(replica.waiting for replica in self.replicas) + self.gateway_queue
+
+    @property
+    def concurrency(self) -> int:
+        return self.running + self.waiting
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(replica.waiting_tokens for replica in self.replicas)
+
+    @property
+    def kv_tokens(self) -> int:
+        return sum(replica.kv_tokens for replica in self.replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Wanted replicas, and limits for all of them; None leaves the limits as they are."""
+
+    replicas: int
+    limits: BatchLimits | None = None
+
+
+class Policy(Protocol):
+    """Steers a fleet by its number of replicas and its limits."""
+
+    interval_s: float
+
+    def decide(self, seen: Observation) -> Target:
+        """What the fleet should be from now on; the simulator keeps it within 0 and the most replicas allowed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a policy may know beforehand. The mean lengths are those of the whole workload."""
+
+    model: StepModel
+    objective: Objective
+    mean_prompt: float
+    mean_output: float
+    max_replicas: int
+    cold_start_s: float
+    initial_replicas: int
+    limits: BatchLimits

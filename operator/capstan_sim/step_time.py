@@ -1,0 +1,87 @@
+"""How long a step takes on given hardware, and what one replica of it holds.
+
+    seconds = a + b·prefill tokens + c·decoding sequences + d·their context tokens + e·attention pairs
+
+Knows neither requests nor scheduling. A chunk of k tokens at depth p has k·(p + k/2) attention pairs. The two built-in
+profiles are derived from layer latencies measured on H100 and published with LLMServingSim
+(github.com/casys-kaist/LLMServingSim, profiler/v0/perf_models/H100).
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Final, Self
+
+from capstan_sim.errors import SimulationError
+
+
+@dataclass(frozen=True, slots=True)
+class StepModel:
+    """Coefficients in seconds per unit, and the hardware of one replica."""
+
+    base_s: float
+    prefill_token_s: float
+    sequence_s: float
+    context_token_s: float
+    attention_pair_s: float
+    kv_tokens: int
+    num_gpus: int = 1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not math.isfinite(value) or value < 0:
+                raise SimulationError(f"step model: {field.name} is {value}; it must be a number of at least 0")
+        if self.base_s + self.prefill_token_s <= 0 or self.kv_tokens < 1 or self.num_gpus < 1:
+            raise SimulationError("step model: a step must take time, and kv_tokens and num_gpus must be at least 1")
+
+    def seconds(self, prefill_tokens: float, sequences: float, context: float, pairs: float) -> float:
+        """Duration of one step; `context` is the sum over the decoding sequences."""
+        return (
+            self.base_s
+            + self.prefill_token_s * prefill_tokens
+            + self.sequence_s * sequences
+            + self.context_token_s * context
+            + self.attention_pair_s * pairs
+        )
+
+    def slowed(self, factor: float) -> Self:
+        """Hardware that holds as much and takes `factor` times as long."""
+        if factor == 1:
+            return self
+        return replace(
+            self,
+            base_s=factor * self.base_s,
+            prefill_token_s=factor * self.prefill_token_s,
+            sequence_s=factor * self.sequence_s,
+            context_token_s=factor * self.context_token_s,
+            attention_pair_s=factor * self.attention_pair_s,
+        )
+
+    def holding(self, kv_tokens: int) -> Self:
+        """The same hardware with a KV cache of this size."""
+        return replace(self, kv_tokens=kv_tokens)
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """A built-in profile, or the one in a JSON file with exactly the fields of this class."""
+        if name in PROFILES:
+            return cls(*PROFILES[name])
+        try:
+            document = json.loads(Path(name).read_text())
+            return cls(**document)
+        except OSError as error:
+            known = ", ".join(PROFILES)
+            raise SimulationError(
+                f"step model {name!r} is neither built in ({known}) nor a file: {error.strerror}"
+            ) from None
+        except (ValueError, TypeError) as error:
+            wanted = ", ".join(field.name for field in fields(cls))
+            raise SimulationError(f"step model {name}: not a JSON object of {wanted}: {error}") from None
+
+
+PROFILES: Final[dict[str, tuple[float, float, float, float, float, int, int]]] = {
+    "llama3-8b-h100": (8.0e-3, 2.4e-5, 2.0e-5, 4.9e-8, 2.0e-9, 400_000, 1),
+    "llama3-70b-4xh100": (2.2e-2, 6.8e-5, 4.0e-5, 3.0e-8, 2.6e-9, 410_000, 4),
+}

@@ -1,0 +1,21 @@
+"""The CPU path where it can be compiled: what torch does in many operations, in one call each, for bfloat16.
+
+The same names as `kernels.reference`, which is the twin of all of them and does what is not here.
+"""
+
+from capstan_engine.kernels.native.attention import attention, rotate_and_write_kv
+from capstan_engine.kernels.native.elementwise import add_rms_norm, rms_norm, silu_and_mul
+from capstan_engine.kernels.native.products import pack_linear
+from capstan_engine.kernels.reference import choose_tokens, plan_attention, round_up
+
+__all__ = [
+    "add_rms_norm",
+    "attention",
+    "choose_tokens",
+    "pack_linear",
+    "plan_attention",
+    "rms_norm",
+    "rotate_and_write_kv",
+    "round_up",
+    "silu_and_mul",
+]

@@ -1,0 +1,302 @@
+"""The Triton kernels against what the GPU can do, measured in the same run, and against torch's own.
+
+    python tests/bench/kernels.py                   the table; writes build/bench/gpu.json
+    python tests/bench/kernels.py --tune machine    first measures tiles and keeps the fastest on this machine
+    python tests/bench/kernels.py --tune shipped    the same, into the file that ships with the engine
+
+Shapes are Llama-3-8B's in bfloat16. A ratio above 1 means that ours is better than the peer; against a ceiling (`copy`,
+`matmul`) it is the share that is reached. Times are of CUDA graphs, so that launching is left out, as it is in an
+engine that replays them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton.testing as triton_testing
+from torch.nn import functional
+from torch.nn.attention import flex_attention
+from triton.runtime.errors import OutOfResources
+
+from capstan_engine.kernels import Draw, KvLayout, Span, triton
+from capstan_engine.kernels.triton.decode import decode
+from capstan_engine.kernels.triton.machine import DEVICE
+from capstan_engine.kernels.triton.planning import TritonPlan
+from capstan_engine.kernels.triton.prefill import prefill
+from capstan_engine.kernels.triton.tiles import Tile, shape_of
+from capstan_engine.kernels.triton.tuning import (
+    SHIPPED,
+    Measured,
+    Problem,
+    candidates,
+    extend,
+    extended,
+    fastest,
+    tile_for,
+)
+
+RESULT = Path(__file__).resolve().parents[2] / "build" / "bench" / "gpu.json"
+
+Call = Callable[..., object]
+Timer = Callable[[Callable[[], object]], float]
+"""Microseconds that a call takes."""
+
+
+class Clock(NamedTuple):
+    """Two ways of timing."""
+
+    graph: Timer
+    """As a CUDA graph."""
+    eager: Timer
+    """With launches, for what copies from the host and cannot be captured."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table and of `build/bench/gpu.json`."""
+
+    case: str
+    ours: float
+    unit: str
+    peer: str
+    peer_value: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the model and of the cases; the tests have smaller ones."""
+
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    width: int = 128
+    hidden: int = 4096
+    inner: int = 14336
+    vocab: int = 128256
+    block_size: int = 16
+    matrix: int = 8192
+    copied_bytes: int = 2 << 30
+    decodes: Sequence[tuple[int, int]] = ((1, 4096), (32, 4096), (256, 1024), (8, 32768))
+    """Sequences and their context."""
+    prompts: Sequence[tuple[int, int]] = ((1, 1024), (4, 2048), (1, 16384))
+    """Sequences and their length."""
+    rows: Sequence[int] = (64, 8192)
+    dtype: torch.dtype = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What this GPU reaches on the simplest things there are."""
+
+    bytes_per_us: float
+    flops_per_us: float
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Queries over a cache in which every sequence has its own blocks."""
+
+    queries: torch.Tensor
+    cache: torch.Tensor
+    plan: TritonPlan
+
+    def run(self) -> torch.Tensor:
+        return triton.attention(self.queries, self.cache, self.plan, self.queries.shape[-1] ** -0.5)
+
+    def run_with(self, kernel: str, tile: Tile) -> None:
+        scale = self.queries.shape[-1] ** -0.5
+        out = torch.empty(self.queries.shape[0], self.queries[0].numel(), dtype=self.queries.dtype, device=DEVICE)
+        if kernel == "decode":
+            assert self.plan.decodes is not None
+            decode(self.queries, self.cache, self.plan.decodes, out, scale, None, None, tile)
+        else:
+            assert self.plan.chunks is not None
+            prefill(self.queries, self.cache, self.plan.chunks, out, scale, None, None, None, tile)
+
+
+def attention(sizes: Sizes, num: int, context: int, length: int) -> Attention:
+    """`num` sequences with `context` keys each, of which the last `length` are queries."""
+    per_sequence = -(-context // sizes.block_size)
+    layout = KvLayout(num * per_sequence, sizes.num_kv_heads, sizes.block_size)
+    scattered = torch.randperm(layout.num_blocks).view(num, per_sequence).tolist()
+    spans = [Span(context - length, length, table) for table in scattered]
+    return Attention(
+        torch.randn(num * length, sizes.num_heads, sizes.width, dtype=sizes.dtype, device=DEVICE),
+        torch.randn(2, *layout, sizes.width, dtype=sizes.dtype, device=DEVICE),
+        triton.plan_attention(spans, layout, [None], sizes.dtype)[None],
+    )
+
+
+def ceilings(clock: Clock, sizes: Sizes) -> Ceilings:
+    source = torch.empty(sizes.copied_bytes // 2, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    left, right = torch.randn(2, sizes.matrix, sizes.matrix, device=DEVICE).to(sizes.dtype)
+    return Ceilings(
+        2 * source.nbytes / clock.graph(partial(target.copy_, source)),
+        2 * sizes.matrix**3 / clock.graph(partial(torch.matmul, left, right)),
+    )
+
+
+def lines(clock: Clock, sizes: Sizes, compiled: Callable[[Call], Call]) -> Iterator[Line]:
+    """`compiled` is `torch.compile`, which flex_attention needs to be a peer at all."""
+    limit = ceilings(clock, sizes)
+    yield from _decode_lines(clock, sizes, limit)
+    yield from _prefill_lines(clock, sizes, limit, compiled(flex_attention.flex_attention))
+    for rows in sizes.rows:
+        yield from _elementwise_lines(clock, sizes, limit, rows)
+    yield from _sampler_lines(clock, sizes)
+
+
+def _random(sizes: Sizes, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=sizes.dtype, device=DEVICE)
+
+
+def _decode_lines(clock: Clock, sizes: Sizes, limit: Ceilings) -> Iterator[Line]:
+    for num, context in sizes.decodes:
+        case = f"decode attention, {num} × {context} keys"
+        ours = clock.graph(attention(sizes, num, context, 1).run)
+        numbers = 2 * num * context * sizes.num_kv_heads * sizes.width
+        yield _time(case, ours, "copy", numbers * sizes.dtype.itemsize / limit.bytes_per_us)
+        q = _random(sizes, num, sizes.num_heads, 1, sizes.width)
+        k, v = _random(sizes, 2, num, sizes.num_kv_heads, context, sizes.width)
+        peer = partial(functional.scaled_dot_product_attention, q, k, v, enable_gqa=True)
+        yield _time(case, ours, "SDPA, contiguous", clock.graph(peer))
+
+
+def _prefill_lines(clock: Clock, sizes: Sizes, limit: Ceilings, flex: Call) -> Iterator[Line]:
+    for num, length in sizes.prompts:
+        case = f"prefill attention, {num} × {length} tokens"
+        ours = clock.graph(attention(sizes, num, length, length).run)
+        flops = 4 * num * sizes.num_heads * sizes.width * length * (length + 1) / 2
+        yield _rate(case, flops, ours, "matmul", flops / limit.flops_per_us)
+        q = _random(sizes, num, sizes.num_heads, length, sizes.width)
+        k, v = _random(sizes, 2, num, sizes.num_kv_heads, length, sizes.width)
+        peer = partial(functional.scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=True)
+        yield _rate(case, flops, ours, "SDPA, contiguous", clock.graph(peer))
+        mask = flex_attention.create_block_mask(_is_causal, None, None, length, length, device=DEVICE)
+        peer = partial(flex, q, k, v, block_mask=mask, enable_gqa=True)
+        yield _rate(case, flops, ours, "flex_attention, contiguous", clock.graph(peer))
+    # The last eighth of a prompt behind its cached beginning.
+    num, length = max(sizes.prompts, key=lambda prompt: prompt[1])
+    chunk = length // 8
+    flops = 4 * num * sizes.num_heads * sizes.width * chunk * (length - chunk / 2)
+    ours = clock.graph(attention(sizes, num, length, chunk).run)
+    yield _rate(f"prefill attention, last {chunk} of {length}", flops, ours, "matmul", flops / limit.flops_per_us)
+
+
+def _is_causal(_batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return query >= key
+
+
+def _elementwise_lines(clock: Clock, sizes: Sizes, limit: Ceilings, rows: int) -> Iterator[Line]:
+    case = f"residual and norm, {rows} rows"
+    x, delta = _random(sizes, 2, rows, sizes.hidden)
+    weight = _random(sizes, sizes.hidden)
+    ours = clock.graph(partial(triton.add_rms_norm, x, delta, weight, 1e-5))
+    yield _time(case, ours, "copy", 4 * x.nbytes / limit.bytes_per_us)
+    yield _time(
+        case, ours, "torch", clock.graph(lambda: functional.rms_norm(x.add_(delta), weight.shape, weight, 1e-5))
+    )
+
+    case = f"gated activation, {rows} rows"
+    both = _random(sizes, rows, 2 * sizes.inner)
+    gate, up = both.chunk(2, -1)
+    ours = clock.graph(partial(triton.silu_and_mul, both))
+    yield _time(case, ours, "copy", 1.5 * both.nbytes / limit.bytes_per_us)
+    yield _time(case, ours, "torch", clock.graph(lambda: functional.silu(gate) * up))
+
+    cached = attention(sizes, rows, sizes.block_size, 1)
+    heads = _random(sizes, rows, sizes.num_heads + 2 * sizes.num_kv_heads, sizes.width)
+    turn = _random(sizes, rows, 1, sizes.width)
+    ours = clock.graph(partial(triton.rotate_and_write_kv, heads, turn, turn, None, cached.cache, cached.plan))
+    yield _time(f"rotation and KV write, {rows} rows", ours, "copy", 2 * heads.nbytes / limit.bytes_per_us)
+
+
+def _sampler_lines(clock: Clock, sizes: Sizes) -> Iterator[Line]:
+    rows = sizes.rows[0]
+    logits = 3 * _random(sizes, rows, sizes.vocab)
+    draws = [Draw(0.8, 50, 0.9, 0.0, seed, 0, None, {}) for seed in range(rows)]
+    ours = clock.eager(partial(triton.choose_tokens, logits, draws))
+    yield _time(f"top-k and top-p, {rows} rows", ours, "torch.sort", clock.eager(partial(_sorting, logits)))
+
+
+def _sorting(logits: torch.Tensor) -> torch.Tensor:
+    """The usual way: sort, cut, draw."""
+    values, ids = torch.sort(logits.float() / 0.8, descending=True)
+    values[:, 50:] = -torch.inf
+    shares = torch.softmax(values, -1)
+    shares[shares.cumsum(-1) - shares > 0.9] = 0
+    return ids.gather(1, torch.multinomial(shares, 1))
+
+
+def _time(case: str, ours: float, peer: str, peer_us: float) -> Line:
+    return Line(case, ours, "µs", peer, peer_us, peer_us / ours)
+
+
+def _rate(case: str, flops: float, ours_us: float, peer: str, peer_us: float) -> Line:
+    return Line(case, flops / ours_us / 1e6, "TFLOP/s", peer, flops / peer_us / 1e6, peer_us / ours_us)
+
+
+def tune(clock: Clock, sizes: Sizes, gpu: str) -> dict[Problem, Measured]:
+    """The fastest tiles for the model of `sizes`, at the second of its cases each."""
+    problem = (sizes.width, sizes.dtype.itemsize, sizes.num_heads // sizes.num_kv_heads)
+    num, context = sizes.decodes[1]
+    prompts, length = sizes.prompts[1]
+    cases = {"decode": attention(sizes, num, context, 1), "prefill": attention(sizes, prompts, length, length)}
+    measured = {}
+    for kernel, case in cases.items():
+
+        def microseconds(tile: Tile, kernel: str = kernel, case: Attention = case) -> float | None:
+            try:
+                return clock.graph(partial(case.run_with, kernel, tile))
+            except OutOfResources:
+                return None
+
+        shape = shape_of(*problem[:2])
+        measured[Problem(kernel, gpu, shape, problem[2])] = fastest(
+            candidates(tile_for(kernel, *problem)), microseconds
+        )
+    return measured
+
+
+def _graph_us(call: Callable[[], object]) -> float:
+    return float(triton_testing.do_bench_cudagraph(call, return_mode="median")) * 1000
+
+
+def _eager_us(call: Callable[[], object]) -> float:
+    return float(triton_testing.do_bench(call, return_mode="median")) * 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", choices=("machine", "shipped"), help="measure tiles first, and keep them there")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("kernels: no CUDA device is visible; these benches measure one")
+    gpu = torch.cuda.get_device_name()
+    clock = Clock(_graph_us, _eager_us)
+    print(f"{gpu}, torch {torch.__version__}\n")
+    with torch.inference_mode():
+        if arguments.tune:
+            found = tune(clock, Sizes(), gpu)
+            extend(SHIPPED if arguments.tune == "shipped" else extended(), found)
+            tile_for.cache_clear()
+            for problem, measured in found.items():
+                print(problem.kernel, measured)
+        table = []
+        for line in lines(clock, Sizes(), torch.compile):
+            peer = f"{line.peer:28} {line.peer_value:10.1f} {line.ratio:6.2f}"
+            print(f"{line.case:42} {line.ours:10.1f} {line.unit:8} {peer}")
+            table.append(asdict(line))
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

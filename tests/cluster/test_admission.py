@@ -1,0 +1,255 @@
+"""A real API server asks the webhook: what is refused is not stored, what is doubtful is told, and nothing is held up.
+
+First an operator of this machine before simulated nodes, which stands by and has seen what engines told. Then the chart
+on a real node, where engines tell it themselves.
+"""
+
+import asyncio
+import base64
+import copy
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+
+from capstan_api import names
+from capstan_api.footprint import MemoryFigures
+from capstan_api.v1alpha1 import parse
+from capstan_operator.decide import render
+from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.feasibility import Told, model_key
+from capstan_operator.decide.memory import Memory
+from capstan_operator.decide.observation import StepSample
+from capstan_operator.decide.signals import Lengths
+from cluster import campaign
+from cluster.campaign import resource
+from cluster.cluster import Cluster, CommandFailed
+from cluster.controlplane import free_ports
+from cluster.embedded import EmbeddedCluster
+from cluster.installation import CHART, QUICKSTART, Deployed, Installation
+from cluster.operator_process import OperatorProcess, operator, until
+from cluster.pki import Authority
+
+pytestmark = pytest.mark.e2e
+
+ANSWERS_WITHIN_S = 60.0
+FIGURES = MemoryFigures(
+    weights=20 << 20,
+    position=256,
+    kv_token=64 << 10,
+    kv_copied=6,
+    step_token=18_432,
+    step_position=3072,
+    step_sequence=81_920,
+    loading=6 << 20,
+    processes=480 << 20,
+    max_positions=32_768,
+)
+"""512 MiB of KV cache, the default, hold 8192 tokens; a replica has 4096 MiB."""
+TOO_LONG = {"source": {"uri": "bundled://capstan-tiny"}, "maxModelLength": 9000}
+TOO_FAST = [{"name": "interactive", "tpot": {"thresholdMilliseconds": 3}}]
+
+
+def applied(cluster: Cluster, namespace: str, manifest: dict[str, Any], *flags: str) -> str:
+    """What `kubectl apply` says; a warning is as bad as a refusal."""
+    return cluster.kubectl(
+        "-n", namespace, "apply", "--warnings-as-errors", *flags, "-f", "-", stdin=json.dumps(manifest)
+    )
+
+
+def remembered(manifest: dict[str, Any]) -> str:
+    """The memory of an operator whose engines took 4 ms a step and 1 ms a sequence, and told their figures."""
+    of = parse(manifest)
+    steps = [
+        StepSample(i, float(i), 0.004 + 64 * (i % 5) * 0.0002 + (1 + i % 13) * 0.001, 64 * (i % 5), 1 + i % 13, 0, 0.0)
+        for i in range(1, 121)
+    ]
+    return Memory(
+        revision=render.revision(of),
+        model=EngineModel().learn(steps),
+        lengths=Lengths(prompt=200, output=50, weight=100),
+        told=Told(of=model_key(of.spec), figures=FIGURES),
+    ).durable()
+
+
+@asynccontextmanager
+async def standby(plane: EmbeddedCluster, folder: Path, namespace: str) -> AsyncIterator[OperatorProcess]:
+    """An operator that does not act, because somebody else holds the lease, and that the API server asks."""
+    lease = {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": "capstan-operator", "namespace": namespace},
+        "spec": {
+            "holderIdentity": "somebody-else",
+            "leaseDurationSeconds": 3600,
+            "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        },
+    }
+    plane.kubectl("apply", "-f", "-", stdin=json.dumps(lease))
+    [port] = free_ports(1)
+    authority = Authority(folder / "pki")
+    pair = authority.issue("webhook", "webhook", hosts=["127.0.0.1"])
+    admission = {"certificateFile": str(pair.certificate), "keyFile": str(pair.key), "host": "127.0.0.1", "port": port}
+    async with operator(plane.kubeconfig, folder, [namespace], admission=admission) as process:
+
+        async def is_ready() -> object:
+            status, said = await process.page("/readyz")
+            return True if status == 200 else said
+
+        await until("the operator knows all", is_ready, ANSWERS_WITHIN_S)
+        rendered = plane.helm(
+            "template", "capstan", str(CHART), "--namespace", namespace, "--show-only", "templates/admission.yaml",
+            "--set", f"watchNamespaces={{{namespace}}}",
+        )  # fmt: skip
+        [hook] = [each for each in yaml.safe_load_all(rendered) if each["kind"] == "ValidatingWebhookConfiguration"]
+        bundle = base64.b64encode(authority.pair.certificate.read_bytes()).decode()
+        # Outside of the cluster it has no Service; all else is as the chart has it.
+        hook["webhooks"][0]["clientConfig"] = {"url": f"https://127.0.0.1:{port}/validate", "caBundle": bundle}
+        plane.kubectl("apply", "-f", "-", stdin=json.dumps(hook))
+        try:
+            yield process
+        finally:
+            plane.kubectl("delete", "validatingwebhookconfiguration", hook["metadata"]["name"])
+
+
+@pytest.fixture
+def place(control_plane: EmbeddedCluster) -> Iterator[str]:
+    """A namespace with two resources that were stored before anybody judged them; of one, the engines have told."""
+    campaign.install_kind(control_plane)
+    with control_plane.namespace() as namespace:
+        for manifest in (resource("told"), resource("too-long", model=TOO_LONG)):
+            applied(control_plane, namespace, manifest)
+        status = {"status": {"memory": remembered(resource("told"))}}
+        control_plane.kubectl(
+            "-n", namespace, "patch", names.PLURAL, "told", "--subresource=status", "--type=merge",
+            f"--patch={json.dumps(status)}",
+        )  # fmt: skip
+        yield namespace
+
+
+async def test_a_real_api_server_asks_and_obeys(control_plane: EmbeddedCluster, place: str, tmp_path: Path) -> None:
+    plane = control_plane
+
+    async def is_asked() -> object:
+        try:
+            applied(plane, place, resource("asked", model=TOO_LONG), "--dry-run=server")
+        except CommandFailed as refusal:
+            return True if "denied the request" in str(refusal) else str(refusal)
+        return "stored"
+
+    async with standby(plane, tmp_path, place) as process:
+        # An API server takes a new configuration over within a moment.
+        await until("the API server asks", is_asked, ANSWERS_WITHIN_S)
+
+        with pytest.raises(CommandFailed, match=r"maxModelLength 8192 fits"):
+            applied(plane, place, resource("new", model=TOO_LONG))
+        with pytest.raises(CommandFailed, match="not found"):
+            plane.kubectl("-n", place, "get", names.PLURAL, "new")
+        with pytest.raises(CommandFailed, match=r"Warning: .*could be met"):
+            applied(plane, place, resource("new", slos=TOO_FAST), "--dry-run=server")
+        applied(plane, place, resource("new"))
+        with pytest.raises(CommandFailed, match=r"maxModelLength 8192 fits"):
+            applied(plane, place, resource("new", model=TOO_LONG))
+
+        # What was stored before is warned of, and still scaled, labelled and deleted.
+        plane.kubectl(
+            "-n",
+            place,
+            "patch",
+            names.PLURAL,
+            "too-long",
+            "--type=merge",
+            '--patch={"spec":{"scaling":{"replicas":2}}}',
+        )
+        plane.kubectl("-n", place, "scale", names.PLURAL, "too-long", "--replicas=3", "--warnings-as-errors")
+        plane.kubectl("-n", place, "label", names.PLURAL, "too-long", "team=search", "--warnings-as-errors")
+        plane.kubectl("-n", place, "delete", names.PLURAL, "too-long", "--warnings-as-errors")
+
+        assert not process.breakages()
+        process.kill()
+        await process.ended()
+        # Nobody answers, and nobody has to.
+        plane.kubectl("-n", place, "apply", "-f", "-", stdin=json.dumps(resource("new", model=TOO_LONG)))
+
+
+async def test_a_certificate_that_is_renewed_is_served_by_the_same_process(
+    control_plane: EmbeddedCluster, place: str, tmp_path: Path
+) -> None:
+    async with standby(control_plane, tmp_path, place):
+        authority = Authority(tmp_path / "another")
+        pair = authority.issue("webhook", "webhook", hosts=["127.0.0.1"])
+        (tmp_path / "pki/webhook.key").write_bytes(pair.key.read_bytes())
+        (tmp_path / "pki/webhook.crt").write_bytes(pair.certificate.read_bytes())
+        [name] = control_plane.kubectl(
+            "get", "validatingwebhookconfiguration", "--output=name", "-l", "app.kubernetes.io/part-of=capstan"
+        ).split()
+        bundle = base64.b64encode(authority.pair.certificate.read_bytes()).decode()
+        patch = [{"op": "replace", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]
+        control_plane.kubectl("patch", name, "--type=json", f"--patch={json.dumps(patch)}")
+
+        async def is_refused() -> object:
+            try:
+                applied(control_plane, place, resource("new", model=TOO_LONG), "--dry-run=server")
+            except CommandFailed as refusal:
+                return True if "maxModelLength 8192 fits" in str(refusal) else str(refusal)
+            return "stored"
+
+        await until("the renewed certificate", is_refused, ANSWERS_WITHIN_S)
+
+
+@pytest.mark.slow
+@pytest.mark.needs_cluster("pods", "services", "image_loading")
+async def test_the_chart_is_enough_for_engines_to_have_a_say(installation: Installation, namespace: str) -> None:
+    cluster = installation.cluster
+    deployed = Deployed(cluster, namespace, "quickstart")
+    deployed.kubectl("apply", "--warnings-as-errors", "-f", str(QUICKSTART))
+    deployed.until_condition("Ready", within_s=240)
+    deployed.until(lambda status: '"told":{' in status.get("memory", ""), "told what the model takes", within_s=120)
+    bigger = copy.deepcopy(yaml.safe_load(QUICKSTART.read_text()))
+    bigger["metadata"]["name"] = "bigger"
+    bigger["spec"]["engine"]["kvCache"]["memoryMebibytes"] = 1500
+
+    async def is_refused() -> object:
+        try:
+            applied(cluster, namespace, bigger, "--dry-run=server")
+        except CommandFailed as refusal:
+            return True if "MiB of memory are needed" in str(refusal) else str(refusal)
+        return "stored"
+
+    await until("the engine's word counts", is_refused, ANSWERS_WITHIN_S)
+
+    client = openai.OpenAI(base_url=f"{deployed.url()}/v1", api_key="none", max_retries=0)
+    strict = copy.deepcopy(yaml.safe_load(QUICKSTART.read_text()))
+    strict["spec"]["slos"][0]["tpot"]["thresholdMilliseconds"] = 1
+
+    async def is_warned_of() -> object:
+        # The pace is learnt from requests; one at a time, so that it is that of one alone.
+        for _ in range(4):
+            await asyncio.to_thread(
+                client.completions.create, model="capstan-tiny", prompt="Once upon a time " * 8, max_tokens=32
+            )
+        try:
+            applied(cluster, namespace, strict, "--dry-run=server")
+        except CommandFailed as said:
+            return True if "could be met" in str(said) else str(said)
+        return "no warning"
+
+    # The law's memory travels with the status, which is written when there is something to tell.
+    await until("a threshold that nobody meets is warned of", is_warned_of, 180)
+    before = _trusted(cluster, installation.namespace)
+    installation.install()
+    assert _trusted(cluster, installation.namespace) == before, "an upgrade keeps the certificate"
+    deployed.kubectl("delete", "-f", str(QUICKSTART), "--wait")
+
+
+def _trusted(cluster: Cluster, namespace: str) -> str:
+    name = f"capstan-admission.{namespace}"
+    return cluster.kubectl(
+        "get", "validatingwebhookconfiguration", name, "--output=jsonpath={.webhooks[0].clientConfig.caBundle}"
+    )

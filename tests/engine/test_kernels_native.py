@@ -1,0 +1,147 @@
+"""Compiled kernels against their twins in plain torch: awkward shapes, fresh inputs, no byte written beyond the end."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstan_engine.kernels import KvLayout, QkNorm, Span, native, reference
+from capstan_engine.kernels.native.library import library
+
+pytestmark = pytest.mark.skipif(library() is None, reason="nothing can be compiled here")
+
+torch.set_num_threads(1)
+BF16 = torch.bfloat16
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(BF16)
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Equal but for roundings to bfloat16, of which the twin does more."""
+    torch.testing.assert_close(got.float(), wanted.float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (63, 30), (64, 64), (200, 96), (130, 2050)])
+@pytest.mark.parametrize("rows", [1, 5, 6, 7, 24, 25, 70])
+def test_products(rows: int, shape: tuple[int, int]) -> None:
+    weight, bias, x = random(*shape), random(shape[0], seed=1), random(rows, shape[1], seed=2)
+    got = native.pack_linear(weight, bias)(x)
+    wanted = x.float() @ weight.float().T + bias.float()
+    assert got.dtype is BF16
+    torch.testing.assert_close(got.float(), wanted, rtol=1e-2, atol=1e-2 * shape[1] ** 0.5)
+
+
+def test_a_row_of_a_product_does_not_depend_on_those_beside_it() -> None:
+    product, x = native.pack_linear(random(80, 1300), None), random(60, 1300, seed=1)
+    together = product(x)
+    for row in range(len(x)):
+        assert torch.equal(product(x[row : row + 1])[0], together[row])
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 64, 100, 768])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_norms(rows: int, width: int) -> None:
+    x, delta, weight = random(rows, width), random(rows, width, seed=1), random(width, seed=2)
+    close(native.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    ours, theirs = x.clone(), x.clone()
+    close(native.add_rms_norm(ours, delta, weight, 1e-5), reference.add_rms_norm(theirs, delta, weight, 1e-5))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_norm_takes_rows_of_a_wider_tensor() -> None:
+    x, weight = random(4, 6, 32)[:, 2:5], random(32, seed=1)
+    close(native.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
+
+
+@pytest.mark.parametrize("width", [1, 17, 96, 1024])
+def test_the_gate(width: int) -> None:
+    x = random(7, 2 * width) * 4
+    close(native.silu_and_mul(x), reference.silu_and_mul(x))
+
+
+@pytest.mark.parametrize("gate", [-1000.0, -90.0, -88.0, 0.0, 88.0, 1000.0])
+def test_the_gate_of_extreme_values_is_finite(gate: float) -> None:
+    x = torch.tensor([[gate, 1.0]], dtype=BF16)
+    close(native.silu_and_mul(x), reference.silu_and_mul(x))
+
+
+@pytest.mark.parametrize("call", [native.silu_and_mul, lambda x: native.rms_norm(x, random(64), 1e-5)])
+def test_nan_is_passed_on(call: object) -> None:
+    x = random(3, 64)
+    x[1, 5] = math.nan
+    assert callable(call)
+    assert call(x).isnan().any(1).tolist() == [False, True, False]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 90), st.sampled_from([1, 1, 1, 2, 9])), min_size=1, max_size=5),
+    block_size=st.sampled_from([3, 8, 16]),
+    window=st.sampled_from([None, 1, 11]),
+    heads=st.sampled_from([(1, 1), (6, 2), (8, 1), (12, 4), (5, 5)]),
+    width=st.sampled_from([32, 64, 96, 128, 24]),
+    norms=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_rotary_embedding_cache_and_attention(
+    spans: list[tuple[int, int]],
+    block_size: int,
+    window: int | None,
+    heads: tuple[int, int],
+    width: int,
+    norms: bool,
+    seed: int,
+) -> None:
+    """NaN in every block that belongs to nobody, and in the padding rows."""
+    num_heads, num_kv_heads = heads
+    generator = torch.Generator().manual_seed(seed)
+    order = sorted(spans, key=lambda span: (span[1] > 1, -span[0]))
+    num_blocks = sum(-(-(start + length) // block_size) for start, length in order) + 3
+    layout = KvLayout(num_blocks, num_kv_heads, block_size)
+    free = torch.randperm(num_blocks, generator=generator).tolist()
+    tables = [[free.pop() for _ in range(-(-(start + length) // block_size))] for start, length in order]
+    cache = random(2, *layout, width, seed=seed + 1)
+    cache[:, free] = math.nan
+    placed = [Span(start, length, table) for (start, length), table in zip(order, tables, strict=True)]
+    plan = reference.plan_attention(placed, layout, [window], BF16)[window]
+    tokens = sum(length for _, length in order)
+    projected = random(tokens + 2, num_heads + 2 * num_kv_heads, width, seed=seed + 2)
+    projected[tokens:] = math.nan
+    angles = torch.randn(tokens + 2, 1, width // 2, generator=generator)
+    cos, sin = angles.cos().repeat(1, 1, 2).to(BF16), torch.cat((-angles.sin(), angles.sin()), -1).to(BF16)
+    norm = QkNorm(random(width, seed=3), random(width, seed=4), 1e-5) if norms else None
+    ours, theirs = (cache.clone(), projected.clone()), (cache.clone(), projected.clone())
+    native.rotate_and_write_kv(ours[1], cos, sin, norm, ours[0], plan)
+    reference.rotate_and_write_kv(theirs[1], cos, sin, norm, theirs[0], plan)
+    close(ours[1][:tokens], theirs[1][:tokens])
+    torch.testing.assert_close(ours[0], theirs[0], rtol=2e-2, atol=4e-2, equal_nan=True)
+    queries = theirs[1][:, :num_heads]
+    got = native.attention(queries, theirs[0], plan, width**-0.5)[:tokens]
+    close(got, reference.attention(queries, theirs[0], plan, width**-0.5)[:tokens])
+
+
+def test_what_a_query_attends_to_does_not_depend_on_its_company() -> None:
+    """Alone its keys are padded to another number than beside longer sequences."""
+    layout, width = KvLayout(64, 2, 16), 64
+    cache, q = random(2, *layout, width), random(3, 6, width, seed=1)
+    spans = [Span(700, 1, list(range(44))), Span(200, 1, list(range(44, 57))), Span(3, 1, [60])]
+    together = native.attention(q, cache, reference.plan_attention(spans, layout, [None], BF16)[None], 0.125)
+    for row, span in enumerate(spans):
+        plan = reference.plan_attention([span], layout, [None], BF16)[None]
+        assert torch.equal(native.attention(q[row : row + 1], cache, plan, 0.125)[0], together[row])
+
+
+@pytest.mark.parametrize(("dtype", "inputs"), [(torch.float32, 64), (BF16, 33)])
+def test_other_products_are_left_to_the_twin(dtype: torch.dtype, inputs: int) -> None:
+    weight, x = random(16, inputs).to(dtype), random(3, inputs, seed=1).to(dtype)
+    assert torch.equal(native.pack_linear(weight, None)(x), reference.pack_linear(weight, None)(x))
+
+
+def test_float32_is_left_to_the_twin_exactly() -> None:
+    x, weight = torch.randn(4, 48), torch.randn(48)
+    assert torch.equal(native.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
+    assert torch.equal(native.silu_and_mul(x), reference.silu_and_mul(x))

@@ -1,0 +1,73 @@
+"""The bench of the kernels runs through, in small, so that it does not fail first where there is a GPU."""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def nan_in_new_memory() -> None:
+    """Not here: on a GPU some of the peers have no deterministic algorithm."""
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).parents[1] / "bench/kernels.py"
+    spec = importlib.util.spec_from_file_location("kernel_bench", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def once(call: Callable[[], object]) -> float:
+    call()
+    return 10.0
+
+
+def small(bench: ModuleType) -> object:
+    return bench.Sizes(
+        num_heads=4,
+        num_kv_heads=2,
+        width=16,
+        hidden=32,
+        inner=24,
+        vocab=90,
+        matrix=8,
+        copied_bytes=64,
+        decodes=((1, 20), (2, 5)),
+        prompts=((1, 16), (2, 8)),
+        rows=(2,),
+        dtype=torch.float32,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_every_case_is_measured_and_compared(bench: ModuleType) -> None:
+    lines = list(bench.lines(bench.Clock(once, once), small(bench), lambda function: function))
+    assert {line.peer for line in lines} >= {
+        "copy",
+        "matmul",
+        "SDPA, contiguous",
+        "flex_attention, contiguous",
+        "torch",
+    }
+    assert all(line.ours > 0 and line.peer_value > 0 and line.ratio > 0 for line in lines)
+    assert json.loads(json.dumps([asdict(line) for line in lines]))[0].keys() == {
+        "case", "ours", "unit", "peer", "peer_value", "ratio"
+    }  # fmt: skip
+
+
+def test_tuning_measures_both_attention_kernels(bench: ModuleType) -> None:
+    measured = bench.tune(bench.Clock(once, once), small(bench), "some GPU")
+    assert [(problem.kernel, problem.gpu, problem.heads) for problem in measured] == [
+        ("decode", "some GPU", 2),
+        ("prefill", "some GPU", 2),
+    ]

@@ -1,0 +1,252 @@
+"""The virtual fleets: what each would have missed, held against queues simulated request by request."""
+
+import json
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstan_operator.decide.bank import NUM_SLOTS, Arrived, Bank, Class, Engine, nearest
+from capstan_operator.decide.curve import Array, curve, sizes, values
+from capstan_operator.decide.engine_model import EngineModel
+
+# A 70B model on four cards: step, prefill token, sequence and context token, in seconds.
+COSTS = (2.2e-2, 6.8e-5, 4.0e-5, 3.0e-8, 0.0)
+FLEETS = sizes(24)
+CHAT = Class("chat", 0, ttft_s=1.0, tpot_s=0.1)
+BACKGROUND = Class("background", -1, ttft_s=20.0, tpot_s=inf)
+
+
+def engine(**fields: Any) -> Engine:
+    defaults: dict[str, Any] = {
+        "model": EngineModel(coefficients=COSTS),
+        "token_s": COSTS[1],
+        "budget": 1024,
+        "burst": 1024,
+        "kv_tokens": 410_000,
+        "max_sequences": 512,
+        "prompt": 1000,
+        "long_prompt": 1500,
+        "output": 200,
+        "context": 1100,
+    }
+    return Engine(**{**defaults, **fields})
+
+
+@dataclass
+class Course:
+    """A bank that is fed turn by turn."""
+
+    of: Engine = field(default_factory=engine)
+    classes: tuple[Class, ...] = (CHAT,)
+    fleets: Array = field(default_factory=lambda: FLEETS)
+    span_s: float = 1200.0
+    bank: Bank = field(default_factory=Bank)
+    now: float = 0.0
+
+    def turn(self, *arrived: tuple[float, float], seconds: float = 2.0, running: float = 0, ready: int = 0) -> "Course":
+        self.now += seconds
+        self.bank = self.bank.advanced(
+            self.fleets,
+            self.of,
+            self.classes,
+            [Arrived(*each) for each in arrived],
+            seconds=seconds,
+            now=self.now,
+            span_s=self.span_s,
+            running=running,
+            num_ready=ready,
+        )
+        return self
+
+    def steady(self, rate: float, seconds: float) -> "Course":
+        """So many requests a second in every class."""
+        for _ in range(round(seconds / 2)):
+            self.turn(*[(2 * rate, 2 * rate * self.of.prompt)] * len(self.classes))
+        return self
+
+    def missed(self, replicas: float, k: int = 0) -> float:
+        return float(self.bank.misses(len(self.fleets)).shares[k][nearest(self.fleets, replicas)])
+
+
+def test_a_fleet_below_the_load_misses_nearly_all_and_one_far_above_nearly_nothing() -> None:
+    # A request takes 68 ms of prefill and about 30 ms of decoding: ten a second keep one replica busy.
+    course = Course().steady(30, 600)
+    assert course.missed(2) > 0.9
+    assert course.missed(12) < 0.001
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 80), st.floats(100, 4000)), min_size=3, max_size=30))
+def test_larger_fleets_never_miss_more(turns: list[tuple[float, float]]) -> None:
+    course = Course()
+    for requests, prompt in turns:
+        course.turn((requests, requests * prompt))
+    shares = course.bank.misses(len(FLEETS)).shares[0]
+    assert (np.diff(shares[1:]) <= 1e-3).all()
+    assert (shares >= 0).all()
+    assert (shares <= 1 + 1e-6).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(1, 60), st.floats(1, 3))
+def test_more_arrivals_are_never_missed_less(rate: float, factor: float) -> None:
+    one, more = Course().steady(rate, 60), Course().steady(rate * factor, 60)
+    assert (more.bank.misses(len(FLEETS)).shares >= one.bank.misses(len(FLEETS)).shares - 1e-3).all()
+
+
+def _late_share(rate: float, replicas: int, *, seconds: float = 4000.0) -> float:
+    """Of requests at `replicas` single servers behind a router that knows who has least, simulated one by one.
+
+    Prefill only, without steps: a prompt of 1000 tokens on average, exponentially distributed, computed at the rate of
+    a full step.
+    """
+    random = Random(1)
+    per_token_s = (COSTS[0] + COSTS[1] * 1024) / 1024
+    free_at, ends, moment, late, count = [0.0] * replicas, [list[float]() for _ in range(replicas)], 0.0, 0, 0
+    while moment < seconds:
+        moment += random.expovariate(rate)
+        for each in ends:
+            while each and each[0] <= moment:
+                heappop(each)
+        server = min(range(replicas), key=lambda i: len(ends[i]))
+        begins = max(moment, free_at[server])
+        free_at[server] = begins + random.expovariate(1.0) * 1000 * per_token_s
+        heappush(ends[server], free_at[server])
+        late += free_at[server] - moment > CHAT.ttft_s
+        count += 1
+    return late / count
+
+
+@pytest.mark.parametrize("load", [0.7, 0.8, 0.85])
+def test_the_share_between_never_and_always_is_that_of_two_real_queues(load: float) -> None:
+    prefill_only = engine(output=1.0, long_prompt=2000.0)
+    rate = 2 * load / (1000 * (COSTS[0] + COSTS[1] * 1024) / 1024)
+    told = Course(of=prefill_only).steady(rate, 600).missed(2)
+    assert told == pytest.approx(_late_share(rate, 2), rel=0.6)
+
+
+def test_a_burst_is_missed_by_those_that_it_overruns_and_remembered_for_the_look_back() -> None:
+    course = Course(span_s=120.0).steady(5, 60)
+    assert course.missed(4) < 0.01
+    course.steady(60, 20)
+    after = course.missed(4)
+    assert after > 0.3
+    assert course.missed(14) < 0.01
+    course.steady(5, 60)
+    assert 0.1 < course.missed(4) < after
+    course.steady(5, 140)
+    assert course.missed(4) < 0.01, "the burst has left the look-back"
+
+
+def test_a_full_cache_is_a_cliff() -> None:
+    roomy = Course(of=engine(output=1000.0, context=1500.0)).steady(4, 600)
+    tight = Course(of=engine(output=1000.0, context=1500.0, kv_tokens=41_000)).steady(4, 600)
+    assert roomy.missed(4) < 0.01
+    assert tight.missed(4) > 0.5
+
+
+def test_the_limit_on_sequences_is_one_too() -> None:
+    assert Course(of=engine(output=1000.0, max_sequences=8)).steady(4, 600).missed(4) > 0.5
+
+
+def test_a_higher_budget_in_bursts_saves_first_tokens() -> None:
+    def burst(of: Engine) -> float:
+        course = Course(of=of, classes=(Class("patient", 0, 2.0, inf),)).steady(5, 60)
+        for _ in range(8):
+            course.turn((160.0, 160 * of.prompt))
+        return course.missed(6)
+
+    assert burst(engine(burst=4096)) < 0.9 * burst(engine())
+
+
+def test_decoding_beyond_the_tpot_is_a_miss_too() -> None:
+    slow = engine(model=EngineModel(coefficients=(*COSTS[:2], 4e-3, 0.0, 0.0)), output=500.0)
+    assert Course(of=slow, classes=(BACKGROUND,)).steady(2, 600).missed(3) < 0.01
+    assert Course(of=slow).steady(2, 600).missed(3) > 0.5
+
+
+def test_an_urgent_class_does_not_wait_for_the_others() -> None:
+    both = (CHAT, BACKGROUND)
+    equal = (CHAT, Class("background", 0, 20.0, inf))
+    ahead, along = Course(classes=both), Course(classes=equal)
+    for _ in range(100):
+        for course in (ahead, along):
+            course.turn((4.0, 4000.0), (40.0, 40_000.0))
+    assert ahead.missed(1.2, k=0) < 0.5 * along.missed(1.2, k=0)
+    assert ahead.missed(1.2, k=1) > 0.5
+
+
+def test_what_really_runs_corrects_output_lengths_that_are_not_known_yet() -> None:
+    # Believed to be short answers; many more run than that would explain.
+    course = Course(of=engine(output=40.0))
+    for _ in range(200):
+        course.turn((20.0, 20_000.0), running=60, ready=4)
+    sequences = values(course.bank.sequences, len(FLEETS))
+    assert sequences[0] == pytest.approx(60, rel=0.3)
+    assert sequences[nearest(FLEETS, 4)] == pytest.approx(60, rel=0.3)
+    assert sequences[nearest(FLEETS, 2)] > 60, "slower steps keep requests longer"
+
+
+def test_the_real_fleet_is_told_the_queue_of_its_own_cold_start() -> None:
+    course = Course()
+    for _ in range(30):
+        course.turn((40.0, 40_000.0), ready=1, running=100)
+    assert course.bank.told[0] > 0.9
+    course.turn((40.0, 40_000.0), ready=6, running=100)
+    assert course.bank.told[0] > 0.1, "six have the queue that one left them"
+    assert course.missed(6) < 0.01, "six that had always been there have none"
+
+
+def test_a_gap_in_what_is_seen_is_no_burst() -> None:
+    course = Course().steady(10, 60)
+    before = course.missed(3)
+    course.turn((3000.0, 3_000_000.0), seconds=300.0)
+    assert course.missed(3) == pytest.approx(before, abs=0.02)
+
+
+def test_it_grows_neither_with_turns_nor_with_time_and_survives_json() -> None:
+    course = Course().steady(20, 5000)
+    assert len(course.bank.slots) <= NUM_SLOTS + 2
+    again = Bank.from_json(course.bank.to_json())
+    assert again == course.bank
+    assert Bank.model_validate(json.loads(course.bank.to_json())) == course.bank
+
+
+def test_the_look_back_survives_a_restart_in_a_few_kilobytes() -> None:
+    course = Course().steady(60, 1200)
+    kept = Bank.from_json(course.bank.durable().to_json())
+    assert len(course.bank.durable().to_json()) < 4000
+    before, after = course.bank.misses(len(FLEETS)), kept.misses(len(FLEETS))
+    assert after.requests == pytest.approx(before.requests)
+    assert after.shares == pytest.approx(before.shares, abs=1e-4)
+
+
+def test_other_classes_begin_anew_and_more_replicas_do_not() -> None:
+    course = Course().steady(60, 600)
+    shares = course.bank.misses(len(FLEETS)).shares[0]
+    wider = sizes(200)
+    assert values(course.bank.slots[-1].missed[0], len(wider))[: len(FLEETS) - 1] == pytest.approx(
+        values(course.bank.slots[-1].missed[0], len(FLEETS))[:-1]
+    )
+    course.fleets = wider
+    assert course.turn((0.0, 0.0)).missed(4) == pytest.approx(float(shares[nearest(FLEETS, 4)]), abs=0.01)
+    course.classes = (BACKGROUND,)
+    assert course.turn((1.0, 1000.0)).bank.misses(len(wider)).requests == (1.0,)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000))
+def test_there_is_a_fleet_close_to_every_number_of_replicas(replicas: int) -> None:
+    assert sizes(5000)[nearest(sizes(5000), replicas)] == pytest.approx(replicas, rel=0.03)
+
+
+def test_a_curve_is_four_bytes_a_fleet() -> None:
+    assert values(curve(FLEETS), len(FLEETS)) == pytest.approx(FLEETS, rel=1e-6)
+    assert len(curve(FLEETS)) == 4 * len(FLEETS)

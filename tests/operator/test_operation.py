@@ -1,0 +1,72 @@
+"""One running operator, whole: from its first look at the API server to the lease that it gives back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import pytest
+from kubernetes_house import resource
+
+from capstan_operator.decide import render
+from fake_kubernetes import FakeKubernetes
+from running_operator import NAMESPACE, running
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeKubernetes]:
+    async with FakeKubernetes() as made:
+        yield made
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await holds():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+
+
+async def is_made(server: FakeKubernetes, resource: str, name: str) -> bool:
+    return (resource, "default", name) in server.objects
+
+
+async def page(url: str, path: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}{path}") as answer:
+        return await answer.text()
+
+
+async def is_told(url: str, text: str) -> bool:
+    return text in await page(url, "/metrics")
+
+
+async def test_what_was_declared_before_it_came_is_looked_after(server: FakeKubernetes) -> None:
+    server.put("inferencedeployments", resource().document())
+    async with running(server) as url:
+        await eventually(lambda: is_made(server, "pods", f"llama-{render.revision(resource())}-0"))
+        await eventually(lambda: is_told(url, 'capstan_operator_turns_total{outcome="ok"}'))
+        assert server.find("inferencedeployments", "llama")["status"]["desiredReplicas"] == 1
+        assert await page(url, "/livez") == "ok"
+        assert await is_told(url, "capstan_operator_is_leader 1.0")
+
+
+async def test_what_is_declared_and_removed_while_it_runs_is_noticed(server: FakeKubernetes) -> None:
+    async with running(server) as url:
+        server.put("inferencedeployments", resource().document())
+        await eventually(lambda: is_told(url, 'deployment="llama"'))
+        server.remove("inferencedeployments", "llama")
+        async with asyncio.timeout(30):
+            while await is_told(url, 'deployment="llama"'):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.02)
+
+
+async def test_it_writes_only_under_its_lease_and_gives_it_back_at_the_end(server: FakeKubernetes) -> None:
+    server.put("inferencedeployments", resource().document())
+    async with running(server):
+        await eventually(lambda: is_made(server, "services", "llama"))
+        assert server.writes[0].resource == "leases"
+        assert holder(server) == "operator-0"
+    assert holder(server) == ""
+    assert server.writes[-1].resource == "leases"
+
+
+def holder(server: FakeKubernetes) -> str:
+    spec = server.find("leases", "capstan-operator", NAMESPACE)["spec"]
+    return str(spec["holderIdentity"])

@@ -1,0 +1,85 @@
+"""From misses to replicas: margins, feedback, and thresholds that no fleet can meet."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstan_operator.decide.bank import Bank, Slot
+from capstan_operator.decide.curve import Array, curve, sizes
+from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.observation import StepSample
+from capstan_operator.decide.shape import Shape
+from capstan_operator.decide.sizing import Feedback, Sizing, margin, size
+
+FLEETS = sizes(24)
+
+
+def sized(*shares: Array, allowed: float = 0.01, factor: float = 1.0) -> Sizing:
+    """Of a look-back in which each class had a thousand requests."""
+    names = tuple(f"class-{k}" for k in range(len(shares)))
+    missed = tuple(curve(1000 * share) for share in shares)
+    slot = Slot(start=0, end=1200, arrived=(1000.0,) * len(shares), missed=missed)
+    return size(Bank(classes=names, since=0, slots=(slot,)), FLEETS, [allowed] * len(shares), factor)
+
+
+def misses(load: float, unavoidable: float = 0.0) -> Array:
+    made: Array = np.minimum(1.0, np.exp(-20 * np.maximum(FLEETS / load - 1, 0)) + unavoidable)
+    made[-1] = unavoidable
+    return made
+
+
+def test_the_worst_class_decides() -> None:
+    both = sized(misses(3.0), misses(6.0))
+    assert both.needed == sized(misses(6.0)).needed
+    assert both.binding == "class-1"
+
+
+def test_what_no_fleet_can_avoid_asks_for_no_replicas() -> None:
+    hopeless = sized(misses(3.0, unavoidable=0.4))
+    assert hopeless.needed <= sized(misses(3.0)).needed
+    assert sized(np.ones_like(FLEETS)).needed == 1
+
+
+def test_an_overload_beyond_every_allowed_fleet_is_not_unavoidable() -> None:
+    assert sized(misses(40.0)).needed > 24
+
+
+@settings(deadline=None)
+@given(st.floats(0.5, 20), st.floats(1.0, 1.5), st.floats(0.0, 0.05))
+def test_fleets_are_as_large_as_misses_and_margin_say(load: float, factor: float, allowed: float) -> None:
+    allowed += 0.001
+    asked = sized(misses(load), allowed=allowed, factor=factor)
+    exact = load * (1 - np.log(allowed) / 20) * factor
+    assert exact - 0.1 <= asked.needed <= 1.01 * exact + 1.1
+    assert asked.safe >= asked.needed
+
+
+def test_the_margin_shrinks_with_what_was_seen_and_grows_with_slow_starts() -> None:
+    calm = Feedback()
+    assert margin(calm, 0.01, 0, 60) > margin(calm, 0.01, 3600, 60) > margin(calm, 0.01, 86_400, 60) > 1.0
+    assert margin(calm, 0.01, 3600, 300) == pytest.approx(margin(calm, 0.01, 3600, 60) + 4 * 0.03)
+    assert margin(calm, 0.01, 3600, None) == margin(calm, 0.01, 3600, 120)
+
+
+def test_only_misses_that_were_not_told_add_to_the_margin() -> None:
+    told = Feedback().learn(seen=1000, seen_missed=30, told=1000, told_missed=30, seconds=2)
+    untold = Feedback().learn(seen=1000, seen_missed=30, told=1000, told_missed=0, seconds=2)
+    few = Feedback().learn(seen=10, seen_missed=10, told=10, told_missed=0, seconds=2)
+    assert told.margin(0.01) == few.margin(0.01) == 0
+    assert untold.margin(0.01) == pytest.approx(6 * (0.03 - 0.004))
+    assert untold.learn(seen=0, seen_missed=0, told=0, told_missed=0, seconds=6000).margin(0.01) == 0
+
+
+def test_attention_pairs_tell_how_long_prompts_are() -> None:
+    # Half the prompts have 1000 tokens, half 3000, in chunks of 500.
+    steps = []
+    for prompt in (1000, 3000):
+        for depth in range(0, prompt, 500):
+            steps.append(StepSample(len(steps), 0.0, 0.05, 500, 0, 0, 500 * (depth + 250)))
+    shape = Shape().learn(steps, kv_tokens=12_000, running=4, seconds=1)
+    assert shape.long_prompt(2000) == pytest.approx((1000**2 + 3000**2) / 4000)
+    assert shape.context == 3000
+    model = EngineModel(coefficients=(0.01, 1e-4, 1e-3, 0.0, 1e-8))
+    assert shape.token_seconds(model, 2000) == pytest.approx(1e-4 + 1e-8 * shape.long_prompt(0) / 2)
+    assert Shape().long_prompt(2000) == 2000
