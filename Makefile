@@ -54,8 +54,8 @@ test-cluster: setup ## Run the tests that need a Kubernetes cluster, built where
 	  SELECT='e2e and not gpu$(if $(FULL),, and not slow)' .ci/test cluster
 
 .PHONY: bench
-bench: setup ## Measure the CPU path against its peers, on a machine that does nothing else
-	@$(BIN)/python tests/bench/cpu.py
+bench: setup ## Measure the engine on CPU against llama.cpp and transformers
+	@$(BIN)/python tests/bench/cpu.py --rounds 2
 
 .PHONY: bench-gpu
 bench-gpu: setup ## Measure the kernels on this machine's GPU

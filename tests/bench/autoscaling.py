@@ -165,7 +165,6 @@ def draw(found: Sequence[Cell], cold_start_s: float, path: Path) -> None:
     for panel, case in zip(axes[0], names, strict=True):
         for index, family in enumerate(families):
             mine = [cell for cell in here if cell.case == case and cell.policy.partition(":")[0] == family]
-            mine.sort(key=lambda cell: cell.gpu_hours)
             panel.plot(
                 [cell.gpu_hours for cell in mine],
                 [max(0.01, 100 - cell.attainment_percent) for cell in mine],
@@ -176,6 +175,9 @@ def draw(found: Sequence[Cell], cold_start_s: float, path: Path) -> None:
                 label=family,
             )
         panel.axhline(100 - ATTAINED_PERCENT, color="grey", linestyle=":")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter("{x:g}")
         panel.set(title=case, xscale="log", yscale="log", xlabel="GPU-hours", ylabel="requests late, %")
     axes[0][-1].legend(fontsize=7, loc="lower left")
     figure.suptitle(f"Cold start {cold_start_s:g} s")

@@ -60,7 +60,7 @@ def test_every_line_stands_in_the_lock_with_its_hashes(tmp_path: Path) -> None:
 def test_images_hold_nothing_of_the_other_and_nothing_of_the_tests(tmp_path: Path) -> None:
     light = names(subset(tmp_path, *IMAGES["light"]))
     engine = names(subset(tmp_path, *IMAGES["engine"]))
-    assert light.isdisjoint({"torch", "numpy", "pytest", "transformers", "matplotlib"})
+    assert light.isdisjoint({"torch", "pytest", "transformers", "matplotlib"})
     assert engine.isdisjoint({"kopf", "kubernetes", "aiohttp", "pytest", "transformers"})
 
 

@@ -204,6 +204,25 @@ def test_the_real_fleet_is_told_the_queue_of_its_own_cold_start() -> None:
     assert course.missed(6) < 0.01, "six that had always been there have none"
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 1e-6, 1e-2]), min_size=5, max_size=5),
+    st.sampled_from([0.0, 1.0, 1e5]),
+    st.sampled_from([0.0, 1e-3, 1e6]),
+    st.sampled_from([0.0, 1.0, 4e5]),
+)
+def test_whatever_was_fitted_and_counted_gives_shares(
+    costs: list[float], requests: float, tokens: float, kv_tokens: float
+) -> None:
+    odd = engine(model=EngineModel(coefficients=tuple(costs)), token_s=1e-9, kv_tokens=kv_tokens, context=1.0)
+    course = Course(of=odd)
+    with np.errstate(invalid="raise", divide="raise", over="raise"):
+        for running in (0.0, 1e6, 0.0):
+            course.turn((requests, tokens), running=running, ready=2)
+    shares = course.bank.misses(len(FLEETS)).shares
+    assert ((shares >= 0) & (shares <= 1 + 1e-6)).all()
+
+
 def test_a_gap_in_what_is_seen_is_no_burst() -> None:
     course = Course().steady(10, 60)
     before = course.missed(3)

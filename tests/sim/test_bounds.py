@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from capstan_api.limits import BatchLimits
 from capstan_sim import bounds
 from capstan_sim.bounds import Schedule, Trial
+from capstan_sim.measure import Summary
 from capstan_sim.policy import Objective, Setting
 from capstan_sim.simulation import TargetController, simulate
 from capstan_sim.step_time import StepModel
@@ -122,6 +123,17 @@ def test_the_static_oracle_is_the_smallest_count_that_attains_the_share() -> Non
     assert oracle.summary.scale_events == 0
     assert oracle.summary.gpu_hours == pytest.approx(count * 2 * tried.workload.arrival[-1] / 3600)
     assert tried.run(Schedule([count - 1]), count - 1).attainment_percent < 99
+
+
+@pytest.mark.parametrize("needed", range(1, 14))
+def test_bisection_finds_every_count(needed: int) -> None:
+    class Known(Trial):
+        def run(self, policy: object, initial_replicas: int, *rest: object) -> Summary:
+            return Summary(99.0 if initial_replicas >= needed else 98.99, 1.0, 0, 0, 0)
+
+    tried = trial(BUSY_THEN_CALM)
+    oracle = bounds.static_oracle(Known(tried.workload, tried.setting))
+    assert (oracle.schedule.targets if oracle else None) == ((needed,) if needed <= 12 else None)
 
 
 def test_the_clairvoyant_lies_between_the_fluid_bound_and_the_static_oracle() -> None:

@@ -16,7 +16,7 @@ from capstan_sim.policies.capacity import Capacity
 from capstan_sim.policies.dynamo import Holt
 from capstan_sim.policies.queueing import ReplicaQueue
 from capstan_sim.policies.windows import DownWindow
-from capstan_sim.policy import Objective, Observation, Policy, ReplicaLoad, Setting, StepSample
+from capstan_sim.policy import Objective, Observation, Policy, ReplicaLoad, Setting
 from capstan_sim.simulation import TargetController, simulate
 from capstan_sim.step_time import StepModel
 from capstan_sim.workload import Workload
@@ -174,15 +174,20 @@ def test_wva_tokens_sizes_by_tokens_held_and_queued() -> None:
     assert target("wva_tokens", observe(fleet)) == math.ceil(4 * 20_400 / 0.85 / capacity)
     assert target("wva_tokens:0.5", observe(fleet)) == math.ceil(4 * 20_400 / 0.85 / (capacity / 2))
     assert target("wva_tokens", observe(fleet, starting=1)) == 5, "what starts is counted"
-    assert target("wva_tokens", observe([load(kv_tokens=7_000)] * 4)) == math.ceil(28_000 / 0.7 / capacity)
+    calm = [load(kv_tokens=7_000)] * 4
+    assert target("wva_tokens", observe(calm)) == math.ceil(28_000 / 0.7 / capacity)
+    assert target("wva_tokens", observe(calm, starting=1)) == 5, "nothing falls while pods start"
     assert target("wva_tokens", observe([load(kv_tokens=18_000)] * 4)) == 4, "between 70 and 85 % nothing moves"
 
 
-def test_wva_tokens_remembers_what_a_saturated_replica_held() -> None:
-    policy = peer("wva_tokens")
-    policy.decide(observe([load(kv_tokens=10_000, waiting=5)] * 3, now=1000.0))
-    later = observe([load(kv_tokens=9_000)] * 3, now=2000.0)
-    assert policy.decide(later).replicas == math.ceil(27_000 / 0.85 / 10_000)
+def test_wva_tokens_learns_what_a_saturated_replica_holds_beyond_the_derived() -> None:
+    few = BatchLimits(max_sequences=256, max_batched_tokens=200)  # 100 sequences of 150 tokens
+    policy = peer("wva_tokens", limits=few)
+    assert policy.decide(observe([load(kv_tokens=15_000)] * 3, now=1000.0)).replicas == math.ceil(3 / 0.85)
+    policy.decide(observe([load(kv_tokens=20_000, waiting=5), load(), load()], now=1030.0))
+    policy.decide(observe([load(kv_tokens=1_000, waiting=5), load(), load()], now=1060.0))
+    later = observe([load(kv_tokens=19_000)] * 3, now=2000.0)
+    assert policy.decide(later).replicas == math.ceil(57_000 / 0.85 / 20_000)
 
 
 def test_a_replica_of_one_slot_is_the_textbook_queue() -> None:
@@ -235,12 +240,13 @@ def test_dynamo_steps_by_one_and_only_when_nothing_moves() -> None:
     assert after_idle_floor(observe([load(kv_tokens=16_000)] * 3, now=185.0)) == 3
 
 
-def test_dynamo_judges_tokens_by_the_prefill_that_it_saw() -> None:
-    policy = peer("dynamo_planner")
-    fleet = [load(kv_tokens=1_500)] * 3
-    policy.decide(observe(fleet, now=180.0))
-    busy = [StepSample(prefill_tokens=500, sequences=10, context=1500, seconds=0.06)]
-    assert policy.decide(observe(fleet, now=185.0, steps=busy)).replicas == 4
+def test_dynamo_judges_tokens_with_the_prefill_that_rides_along() -> None:
+    # 115 running requests of 100 tokens need 115 prompt tokens a step: with the context of 115, 50.4 ms for the next.
+    for running, expected in ((115, 4), (40, 3)):
+        policy = peer("dynamo_planner")
+        fleet = [load(running=running, kv_tokens=115 * 150)] * 3
+        policy.decide(observe(fleet, now=180.0))
+        assert policy.decide(observe(fleet, now=185.0)).replicas == expected
 
 
 def test_holt_extrapolates_a_line_and_holds_a_constant() -> None:

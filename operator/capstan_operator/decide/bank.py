@@ -35,6 +35,8 @@ BURST_WAIT: Final = 0.4
 _SLICE_S: Final = 1.0
 _MOST_SLICES: Final = 60
 _NONE_READY: Final = 0.01
+# A fitted model may find a step that computes nothing to be free.
+_SHORTEST_STEP_S: Final = 1e-5
 NUM_SLOTS: Final = 20
 _DURABLE_SLOTS: Final = 4
 _TAIL: Final = 4.0
@@ -215,13 +217,13 @@ class _Fleets:
     """All fleets in one slice after the other, as arrays over their sizes."""
 
     def __init__(self, bank: Bank, sizes: Array, engine: Engine, classes: Sequence[Class]) -> None:
-        num_fleets, idle_s = len(sizes), engine.model.coefficients[0]
+        num_fleets = len(sizes)
         self.stay = bank.stay
         self._sizes, self._engine, self._classes = sizes, engine._replace(output=engine.output * bank.stay), classes
         rows = bank.backlog or (b"",) * len(classes)
         self.backlog = np.stack([values(row, num_fleets) for row in rows])
         self.sequences = values(bank.sequences, num_fleets)
-        self.step_s = np.maximum(values(bank.step_s, num_fleets), idle_s)
+        self.step_s = np.maximum(values(bank.step_s, num_fleets), _SHORTEST_STEP_S)
         self.gap_s = values(bank.gap_s, num_fleets)
         # Who goes before whom: the backlog of a class is its own and that of all at least as urgent.
         self._before = np.array([[a.priority >= b.priority for a in classes] for b in classes], dtype=float)
@@ -246,7 +248,7 @@ class _Fleets:
         waiting = self.backlog[self._last]
         hurried = engine.token_s * waiting / sizes > BURST_WAIT * self._tightest_s
         chunk = np.maximum(np.where(hurried, engine.burst, engine.budget) - own, 1.0)
-        base_s = a + (c + d * engine.context) * own
+        base_s = np.maximum(_SHORTEST_STEP_S, a + (c + d * engine.context) * own)
         full_s = base_s + engine.token_s * chunk
         top = sizes * chunk / full_s
 

@@ -7,6 +7,15 @@ from capstan_operator.decide.signals import Signals
 from capstan_operator.decide.values import Value
 
 
+class Prediction(Value):
+    """What a fleet of so many replicas would have meant for the requests of the look-back."""
+
+    replicas: int
+    attainment: dict[str, float]
+    """Per SLO class the share of requests that it would have met, judged with the law's margin."""
+    cost_per_hour: float
+
+
 class Decision(Value):
     """Made by `decide`; equal inputs give an equal decision."""
 
@@ -17,6 +26,10 @@ class Decision(Value):
     """The decision for people: the most important change, or the hold and its reason."""
     changes: tuple[DecisionStatus, ...]
     """Everything that changed in this turn; empty for a hold."""
+    predictions: tuple[Prediction, ...] = ()
+    """Of one replica fewer than is wanted now, of as many, and of one more; empty until anything can be told."""
+    margin: float | None = None
+    """By how much a real fleet was taken to need to be larger than the virtual one that suffices."""
     signals: Signals
     memory: Memory
     status: InferenceDeploymentStatus

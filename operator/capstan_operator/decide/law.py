@@ -13,13 +13,14 @@ from capstan_api.spec import Mode, Slo
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render, replicas, rollout, signals, status
 from capstan_operator.decide.carry_out import actions
-from capstan_operator.decide.decision import Decision
+from capstan_operator.decide.decision import Decision, Prediction
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Told, model_key
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
 from capstan_operator.decide.outlook import Outlook
 from capstan_operator.decide.progress import RolloutMemory
+from capstan_operator.decide.sizing import Sizing
 from capstan_operator.decide.speaker import Speaker
 
 _WINDOW_S = 15.0
@@ -91,10 +92,26 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         actions=actions(deployment, observation, release, plan, remembered),
         said=said,
         changes=changes,
+        predictions=_predictions(sizing, wanted, float(spec.variant.cost_per_hour)),
+        margin=sizing.margin if sizing is not None else None,
         signals=reading.signals,
         memory=remembered,
         status=report,
         revisions=frozenset({progress.target, release.revision, *([stable.revision] if stable else [])}),
+    )
+
+
+def _predictions(sizing: Sizing | None, wanted: int, cost_per_hour: float) -> tuple[Prediction, ...]:
+    if sizing is None:
+        return ()
+    return tuple(
+        Prediction(
+            replicas=replicas,
+            attainment={name: 1 - share for name, share in sizing.missed(replicas).items()},
+            cost_per_hour=replicas * cost_per_hour,
+        )
+        for replicas in (wanted - 1, wanted, wanted + 1)
+        if replicas >= 1
     )
 
 

@@ -28,8 +28,11 @@ class Capacity:
 
     def steady_step_s(self, batch: float) -> float:
         """Duration of a step at a steady batch: the prefill that replaces the finishing requests rides along."""
-        prefill_tokens = min(batch * self.mean_prompt / self.mean_output, self._limits.max_batched_tokens)
-        return self.step_s(prefill_tokens, batch)
+        return self.step_s(self.riding_prefill_tokens(batch), batch)
+
+    def riding_prefill_tokens(self, batch: float) -> float:
+        """Prompt tokens per step that keep the batch steady, at most the token budget."""
+        return min(batch * self.mean_prompt / self.mean_output, self._limits.max_batched_tokens)
 
     def ttft_s(self, queued_tokens: float, batch: float) -> float:
         """Time to prefill what is queued and then one prompt, in steps of the full token budget, beside the batch."""

@@ -11,7 +11,6 @@ Holt's linear method stands for its choice of predictors.
 
 import math
 from dataclasses import dataclass
-from statistics import fmean
 
 from capstan_sim.policies.capacity import Capacity
 from capstan_sim.policy import Observation, ReplicaLoad, Setting, Target
@@ -70,7 +69,8 @@ class DynamoPlanner:
 
     def _load_step(self, seen: Observation) -> int:
         objective = self._objective
-        prefill_tokens = fmean(step.prefill_tokens for step in seen.steps) if seen.steps else 0.0
+        # The planner averages the engines' step records; a steady batch says the same without their sampling.
+        prefill_tokens = self._capacity.riding_prefill_tokens(seen.running / seen.ready)
         if all(self._ttft_s(replica) > objective.ttft_s for replica in seen.replicas):
             return 1
         if all(self._itl_s(replica.kv_tokens, prefill_tokens) > objective.tpot_s for replica in seen.replicas):

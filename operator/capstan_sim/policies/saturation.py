@@ -1,17 +1,14 @@
 """llm-d's workload-variant autoscaler by occupancy: saturation in percentages (v1) and in tokens (v2).
 
 Both read KV use and queue of each replica at the tick and know nothing of objectives or arrivals. The surprising idea
-of v2: the capacity that counts is the number of tokens that a replica was seen to hold when its queue grew, not the
-size of its cache.
+of v2: the capacity that counts is what a replica holds when its steps are full, not the size of its cache.
 
 Source: llm-d/llm-d-workload-variant-autoscaler, internal/capacity/analyzer.go (v1) and
 internal/engines/analyzers/saturation_v2/analyzer.go.
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
-from statistics import fmean, median
 
 from capstan_sim.policies.windows import DownWindow
 from capstan_sim.policy import Observation, ReplicaLoad, Setting, Target
@@ -21,10 +18,8 @@ _KV_THRESHOLD = 0.8
 _QUEUE_THRESHOLD = 5.0
 _KV_SPARE = 0.1
 _QUEUE_SPARE = 3.0
-_FEWEST_TO_SHRINK = 2
 _SCALE_UP_UTILISATION = 0.85
 _SCALE_DOWN_UTILISATION = 0.70
-_CAPACITY_HISTORY = 10
 
 
 class LlmdSaturation:
@@ -53,8 +48,7 @@ class LlmdSaturation:
         ]
         if not self._has_spare(unsaturated, over=len(unsaturated)):
             return 1
-        shrinks = len(unsaturated) >= _FEWEST_TO_SHRINK and self._has_spare(unsaturated, over=len(unsaturated) - 1)
-        return -1 if shrinks else 0
+        return -1 if self._has_spare(unsaturated, over=len(unsaturated) - 1) else 0
 
     def _has_spare(self, loads: Sequence[ReplicaLoad], over: int) -> bool:
         """Whether `over` replicas that share these loads evenly keep both spare margins; none of them never does."""
@@ -73,28 +67,26 @@ class WvaTokens:
     def __init__(self, setting: Setting, knob: float) -> None:
         prompt, output = setting.mean_prompt, setting.mean_output
         steady = min(setting.limits.max_batched_tokens * output / (prompt + output), setting.limits.max_sequences)
-        self._derived_capacity = steady * (prompt + output / 2)
+        self._compute_capacity = steady * (prompt + output / 2)
         self._kv_capacity = _KV_THRESHOLD * setting.model.kv_tokens
         self._mean_prompt = prompt
         self._knob = knob
         self._max_replicas = setting.max_replicas
-        self._saturated_at: deque[float] = deque(maxlen=_CAPACITY_HISTORY)
         self._window = DownWindow(_DOWN_WINDOW_S, setting.initial_replicas)
 
     def decide(self, seen: Observation) -> Target:
-        """Replicas for the tokens; what starts already counts on the way up and not on the way down."""
+        """Replicas for the tokens; what starts counts on the way up, and nothing falls while it does."""
         if not seen.replicas:
             return Target(seen.target)
-        capacity = self._knob * median(self._capacity(load) for load in seen.replicas)
+        self._learn(seen.replicas)
+        capacity = self._knob * min(self._kv_capacity, self._compute_capacity)
         demand = seen.kv_tokens + self._mean_prompt * sum(load.waiting for load in seen.replicas)
-        needed = math.ceil(demand / _SCALE_UP_UTILISATION / capacity)
-        kept = math.ceil(demand / _SCALE_DOWN_UTILISATION / capacity)
-        advice = needed if needed > seen.ready + seen.starting else min(seen.target, max(kept, needed))
+        advice = max(seen.target, math.ceil(demand / _SCALE_UP_UTILISATION / capacity))
+        if advice == seen.target and not seen.starting:
+            advice = min(advice, math.ceil(demand / _SCALE_DOWN_UTILISATION / capacity))
         return Target(max(1, min(self._window.settle(seen.now, advice, seen.target), self._max_replicas)))
 
-    def _capacity(self, load: ReplicaLoad) -> float:
-        """Tokens that one replica can hold: as seen when saturated, else as remembered, else as derived."""
-        if load.waiting >= _QUEUE_THRESHOLD and load.kv_tokens:
-            self._saturated_at.append(float(load.kv_tokens))
-            return min(self._kv_capacity, load.kv_tokens)
-        return min(self._kv_capacity, fmean(self._saturated_at) if self._saturated_at else self._derived_capacity)
+    def _learn(self, replicas: Sequence[ReplicaLoad]) -> None:
+        # A burst fills the queue long before the cache: only what exceeds the derived capacity tells something new.
+        saturated = [load.kv_tokens for load in replicas if load.waiting >= _QUEUE_THRESHOLD]
+        self._compute_capacity = max(self._compute_capacity, *saturated, 0)

@@ -1,0 +1,84 @@
+"""Why the law decided as it did: the last changes in a decision log with what other fleets would have meant.
+
+A line of the log holds everything that a decision was made from, so that any of them can be made again. The surprising
+idea: that is also the check of the law's purity. A decision that comes out differently a second time is a defect.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from capstan_cli.errors import ChecksFailed, InputError
+from capstan_operator.reconcile import replay
+
+_NOT_COMPARED = {"memory", "status"}
+
+
+def changes(path: Path, last: int, inputs_hash: str | None) -> list[dict[str, Any]]:
+    """The newest `last` turns of the log that changed something, or those with this hash of their inputs, oldest first.
+
+    Raises `InputError` for what is not a decision log.
+    """
+    found: deque[dict[str, Any]] = deque(maxlen=last)
+    for record in _records(path):
+        said = (record.get("decision") or {}).get("changes", [])
+        if any(inputs_hash in (None, change["inputsHash"]) for change in said):
+            found.append(record)
+    if inputs_hash is not None and not found:
+        raise InputError(f"{path} has no decision with the inputs {inputs_hash}")
+    return list(found)
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open() as log:
+            for number, line in enumerate(log, 1):
+                record = json.loads(line)
+                if not isinstance(record, dict) or "decision" not in record:
+                    raise InputError(f"{path}:{number} is not a turn of a decision log")
+                yield record
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; capstan up writes it to its --run-dir") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not a decision log: {error}") from None
+
+
+def again(record: dict[str, Any]) -> None:
+    """Decide it again; raises `ChecksFailed` when anything but the same comes out."""
+    decided = json.loads(replay(record).model_dump_json(exclude=_NOT_COMPARED))
+    if decided != record["decision"]:
+        differs = sorted(key for key in decided if decided[key] != record["decision"].get(key))
+        raise ChecksFailed(f"decided again, it comes out differently in: {', '.join(differs)}")
+
+
+def drawn(record: dict[str, Any]) -> RenderableType:
+    """One turn for people: what changed, why, and what one replica fewer or more would have meant."""
+    decision = record["decision"]
+    parts: list[RenderableType] = []
+    for change in decision["changes"]:
+        head = f"{change['time']}  {change['action']}  {change['fromValue']} → {change['toValue']}"
+        parts += [Text(head, style="bold"), Text(f"  {change['reason']}: {change['message']}")]
+    if decision["predictions"]:
+        parts.append(_table(decision))
+    parts.append(Text(f"  inputs {decision['said']['inputsHash']}", style="dim"))
+    return Group(*parts)
+
+
+def _table(decision: dict[str, Any]) -> Table:
+    predictions = decision["predictions"]
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    table.add_column("Replicas", justify="right")
+    for name in predictions[0]["attainment"]:
+        table.add_column(f"{name} met", justify="right")
+    table.add_column("Cost per hour", justify="right")
+    for each in predictions:
+        shares = [f"{100 * share:.2f} %" for share in each["attainment"].values()]
+        table.add_row(str(each["replicas"]), *shares, f"{each['cost_per_hour']:.2f}")
+    table.caption = f"of the look-back's requests, with a margin of {100 * (decision['margin'] - 1):.0f} %"
+    return table
