@@ -51,7 +51,9 @@ def for_model(directory: Path) -> InferenceDeployment:
 def default_document(directory: Path) -> dict[str, Any]:
     """The YAML document behind `for_model`: only what differs from the schema's defaults. Raises `InputError`."""
     config = _config(directory)
-    name = re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-")[:_LONGEST_NAME].strip("-") or "model"
+    words = re.sub(r"[^a-z0-9]+", "-", directory.resolve().name.lower()).strip("-")
+    # The name of a resource begins with a letter.
+    name = (words if words[:1].isalpha() else f"model-{words}")[:_LONGEST_NAME].strip("-")
     document: dict[str, Any] = {
         "apiVersion": "capstan.dev/v1alpha1",
         "kind": "InferenceDeployment",
