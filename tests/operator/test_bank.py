@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstan_operator.decide.bank import NUM_SLOTS, Arrived, Bank, Class, Engine, nearest
+from capstan_operator.decide.bank import NUM_SLOTS, Arrived, Bank, Class, Engine
 from capstan_operator.decide.curve import Array, curve, sizes, values
 from capstan_operator.decide.engine_model import EngineModel
 
@@ -37,6 +37,11 @@ def engine(**fields: Any) -> Engine:
         "context": 1100,
     }
     return Engine(**{**defaults, **fields})
+
+
+def nearest(fleets: Array, replicas: float) -> int:
+    """Index of the fleet of a fixed size that is closest to so many replicas."""
+    return 1 + int(np.argmin(np.abs(fleets[1:] - replicas)))
 
 
 @dataclass

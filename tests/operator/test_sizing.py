@@ -55,6 +55,16 @@ def test_fleets_are_as_large_as_misses_and_margin_say(load: float, factor: float
     assert asked.safe >= asked.needed
 
 
+@settings(deadline=None)
+@given(st.floats(0.5, 20), st.floats(1.0, 1.5), st.floats(0.001, 0.05))
+def test_what_is_told_of_a_fleet_agrees_with_what_is_asked_for(load: float, factor: float, allowed: float) -> None:
+    asked = sized(misses(load), allowed=allowed, factor=factor)
+    assert asked.missed(asked.needed)["class-0"] <= allowed * 1.0001
+    assert asked.missed(asked.safe)["class-0"] <= allowed / 2 * 1.0001
+    if asked.needed > 1:
+        assert asked.missed(asked.needed - 1)["class-0"] > allowed * 0.9999
+
+
 def test_the_margin_shrinks_with_what_was_seen_and_grows_with_slow_starts() -> None:
     calm = Feedback()
     assert margin(calm, 0.01, 0, 60) > margin(calm, 0.01, 3600, 60) > margin(calm, 0.01, 86_400, 60) > 1.0

@@ -304,8 +304,3 @@ class _Fleets:
             self.sequences = self.sequences - excess
             # Preempted: the newest of the least urgent class is computed again.
             self.backlog[self._last] += excess * self._engine.prompt
-
-
-def nearest(sizes: Array, replicas: float) -> int:
-    """Index of the fleet of a fixed size that is closest to so many replicas."""
-    return 1 + int(np.argmin(np.abs(sizes[1:] - replicas)))

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from capstan_operator.decide.bank import Bank, Misses, nearest
+import numpy as np
+
+from capstan_operator.decide.bank import Bank, Misses
 from capstan_operator.decide.curve import Array
 from capstan_operator.decide.values import Value
 
@@ -91,8 +93,8 @@ class Sizing:
 
     def missed(self, replicas: int) -> dict[str, float]:
         """Per class, the share that so many replicas would have missed, judged with the margin."""
-        index = nearest(self.sizes, replicas / self.margin)
-        return {name: float(self.misses.shares[k][index]) for k, name in enumerate(self.names)}
+        fleet = (replicas + _TOLERANCE) / self.margin
+        return {name: _share(self.misses.shares[k], self.sizes, fleet) for k, name in enumerate(self.names)}
 
 
 def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float) -> Sizing:
@@ -118,6 +120,18 @@ def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float) -> S
         sizes=sizes,
         misses=misses,
     )
+
+
+def _share(shares: Array, sizes: Array, fleet: float) -> float:
+    """What a fleet between two sizes would have missed: the reverse of `_fewest`, so that no sentence belies it."""
+    index = 1 + int(np.searchsorted(sizes[1:], fleet))
+    if index == 1 or index >= len(sizes) - 1:
+        return float(shares[min(index, len(sizes) - 1)])
+    over, under = float(shares[index - 1]), max(float(shares[index]), _LEAST_SHARE)
+    if over <= under or fleet >= sizes[index]:
+        return float(shares[index])
+    below, above = float(sizes[index - 1]), float(sizes[index])
+    return over * math.pow(under / over, math.log(fleet / below) / math.log(above / below))
 
 
 def _fewest(shares: Array, sizes: Array, allowed: float, factor: float) -> int:
