@@ -76,9 +76,12 @@ def _table(decision: dict[str, Any]) -> Table:
     table.add_column("Replicas", justify="right")
     for name in predictions[0]["attainment"]:
         table.add_column(f"{name} met", justify="right")
-    table.add_column("Cost per hour", justify="right")
+    # Without a price in the resource there is nothing to compare.
+    is_priced = any(each["cost_per_hour"] for each in predictions)
+    if is_priced:
+        table.add_column("Cost per hour", justify="right")
     for each in predictions:
         shares = [f"{100 * share:.2f} %" for share in each["attainment"].values()]
-        table.add_row(str(each["replicas"]), *shares, f"{each['cost_per_hour']:.2f}")
+        table.add_row(str(each["replicas"]), *shares, *([f"{each['cost_per_hour']:.2f}"] if is_priced else []))
     table.caption = f"of the look-back's requests, with a margin of {100 * (decision['margin'] - 1):.0f} %"
     return table
