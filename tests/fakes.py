@@ -10,30 +10,15 @@ import time
 from collections.abc import Iterable
 
 from capstan_api.engine_args import EngineArgs
-from capstan_api.footprint import MemoryFigures
 from capstan_engine.engine import Engine
 from capstan_engine.messages import SamplingParams, Submit, TokenLogprobs
 from capstan_engine.scheduler.scheduler import Scheduler
 from capstan_engine.scheduler.step import Sampled, ScheduledRequest, StepPlan, StepResult
+from memory_figures import FIGURES
 
 
 def digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
-
-
-FIGURES = MemoryFigures(
-    weights=8 << 20,
-    position=512,
-    kv_token=1024,
-    kv_copied=6,
-    step_token=4096,
-    step_position=2048,
-    step_sequence=65536,
-    loading=2 << 20,
-    processes=64 << 20,
-    max_positions=8192,
-)
-"""Of no particular model."""
 
 
 class FakeRunner:

@@ -42,7 +42,6 @@ class Book:
         self.done_requests: list[int] = []
         self.done_tpots: list[float] = []
         self.done_time_sums: list[float] = [0.0]
-        self.done_output_sums: list[int] = [0]
 
     def __len__(self) -> int:
         return len(self.arrival)
@@ -61,7 +60,6 @@ class Book:
         self.done_requests.append(request)
         self.done_tpots.append((now - self.first[request]) / (output - 1) if output > 1 else 0.0)
         self.done_time_sums.append(self.done_time_sums[-1] + now)
-        self.done_output_sums.append(self.done_output_sums[-1] + output)
 
     def lost(self, request: int) -> None:
         """Its replica died: everything that was computed has to be computed again."""

@@ -71,8 +71,6 @@ class Fleet:
         self.retired: list[Pod] = []
         self.gateway: deque[int] = deque()
         """Requests that no replica has yet."""
-        self.num_generated_by_gone = 0
-        """Output tokens of replicas that are no more."""
         self._preemptions_by_gone = 0
         self.starts: list[tuple[float, float]] = []
         """From launch or restart to ready, or to when the pod was given up, of every start that is over."""
@@ -246,7 +244,6 @@ class Fleet:
             return
         if replica in self._ready:
             self._ready.remove(replica)
-        self.num_generated_by_gone += replica.num_generated(self.now)
         self._preemptions_by_gone += replica.num_preemptions
         lost = replica.abandon()
         # No stale entry may keep it alive under a number that a later replica could get.

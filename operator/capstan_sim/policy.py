@@ -6,7 +6,7 @@ An observation holds only what can be scraped from gateways and engines. A polic
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from capstan_api.limits import BatchLimits
 from capstan_sim.step_time import StepModel
@@ -19,15 +19,6 @@ class Objective:
     ttft_s: float
     tpot_s: float
     percent: float = 99.0
-
-
-class StepSample(NamedTuple):
-    """One engine step: its prefill tokens, decoding sequences, their context tokens, and how long it took."""
-
-    prefill_tokens: int
-    sequences: int
-    context: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +53,11 @@ class Observation:
     """Mean number of requests that run or wait anywhere."""
     concurrency_60s: float
     arrival_rate: float
-    """Requests/s of the last 60 s, like the rates and means that follow."""
-    finish_rate: float
-    prompt_token_rate: float
-    """Of arrivals."""
+    """Requests/s of the last 60 s."""
     prompt_token_rate_10s: float
-    output_token_rate: float
-    """Of tokens as they are made."""
-    output_token_rate_10s: float
-    mean_prompt: float
-    """Of arrivals; 0 without any."""
-    mean_output: float
-    """Of requests that ended; 0 without any."""
+    """Of arrivals in the last 10 s."""
     arrivals: int
-    """Since the beginning, like the counts that follow."""
-    prompt_tokens: int
-    output_tokens: int
-    steps: Sequence[StepSample]
-    """Up to 256 of the last tick."""
+    """Since the beginning."""
     limits: BatchLimits
 
     @property
@@ -94,10 +72,6 @@ class Observation:
     @property
     def concurrency(self) -> int:
         return self.running + self.waiting
-
-    @property
-    def waiting_tokens(self) -> int:
-        return sum(replica.waiting_tokens for replica in self.replicas)
 
     @property
     def kv_tokens(self) -> int:

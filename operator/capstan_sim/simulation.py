@@ -17,7 +17,7 @@ from capstan_sim.fleet import Fleet, PodPhase
 from capstan_sim.policy import Policy, Setting
 from capstan_sim.replica import Replica
 from capstan_sim.step_time import StepModel
-from capstan_sim.view import View
+from capstan_sim.view import observe
 from capstan_sim.workload import Workload
 
 DRAIN_S = 1800.0
@@ -67,19 +67,16 @@ class TargetController:
     def __init__(self, policy: Policy) -> None:
         self.interval_s = policy.interval_s
         self._policy = policy
-        self._view: View | None = None
 
     def begin(self, fleet: Fleet, record: Record) -> None:
-        self._view = View(fleet)
         for _ in range(record.setting.initial_replicas):
             fleet.launch(ready=True)
         record.wanted(record.setting.initial_replicas, fleet.now)
 
     def turn(self, fleet: Fleet, record: Record, *, blind: bool) -> None:
-        assert self._view is not None, "a controller begins before its first turn"
         target = record.targets[-1][1]
         if not blind:
-            answer = self._policy.decide(self._view.observe(target))
+            answer = self._policy.decide(observe(fleet, target))
             target = min(max(answer.replicas, 0), record.setting.max_replicas)
             if answer.limits is not None:
                 fleet.set_limits(answer.limits)

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from capstan_cli import main
+from command_line import called
 
 HEAVY = ("torch", "matplotlib", "numpy", "aiohttp", "pydantic", "rich.live", "capstan_operator")
 VALID = """
@@ -31,15 +31,7 @@ def capstan(monkeypatch, capsys):
     """Run the command line; gives (exit code, stdout, stderr)."""
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["capstan", *map(str, arguments)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
+        return called(monkeypatch, capsys, *arguments)
 
     return call
 

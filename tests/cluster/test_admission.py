@@ -19,7 +19,6 @@ import pytest
 import yaml
 
 from capstan_api import names
-from capstan_api.footprint import MemoryFigures
 from capstan_api.v1alpha1 import parse
 from capstan_operator.decide import render
 from capstan_operator.decide.engine_model import EngineModel
@@ -35,23 +34,13 @@ from cluster.embedded import EmbeddedCluster
 from cluster.installation import CHART, QUICKSTART, Deployed, Installation
 from cluster.operator_process import OperatorProcess, operator, until
 from cluster.pki import Authority
+from memory_figures import FIGURES
 
 pytestmark = pytest.mark.e2e
 
 ANSWERS_WITHIN_S = 60.0
-FIGURES = MemoryFigures(
-    weights=20 << 20,
-    position=256,
-    kv_token=64 << 10,
-    kv_copied=6,
-    step_token=18_432,
-    step_position=3072,
-    step_sequence=81_920,
-    loading=6 << 20,
-    processes=480 << 20,
-    max_positions=32_768,
-)
-"""512 MiB of KV cache, the default, hold 8192 tokens; a replica has 4096 MiB."""
+# Small enough for a replica of 4096 MiB.
+LIGHT = FIGURES.model_copy(update={"weights": 20 << 20, "position": 256})
 TOO_LONG = {"source": {"uri": "bundled://capstan-tiny"}, "maxModelLength": 9000}
 TOO_FAST = [{"name": "interactive", "tpot": {"thresholdMilliseconds": 3}}]
 
@@ -74,7 +63,7 @@ def remembered(manifest: dict[str, Any]) -> str:
         revision=render.revision(of),
         model=EngineModel().learn(steps),
         lengths=Lengths(prompt=200, output=50, weight=100),
-        told=Told(of=model_key(of.spec), figures=FIGURES),
+        told=Told(of=model_key(of.spec), figures=LIGHT),
     ).durable()
 
 

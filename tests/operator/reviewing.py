@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from worlds import FIGURES, learnt
+from worlds import learnt
 
 from capstan_api.v1alpha1 import InferenceDeployment, parse
 from capstan_operator.decide.feasibility import Told, model_key
 from capstan_operator.world.kubernetes.access import INFERENCE_DEPLOYMENTS
 from capstan_operator.world.kubernetes.store import Store
+from memory_figures import FIGURES
 
 PINNED = {"source": {"uri": "bundled://tiny"}, "maxModelLength": 4096}
 TOO_LONG = {**PINNED, "maxModelLength": 10_000}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds import FIGURES, NOW, deployment, learnt, observation, replica, samples
+from worlds import NOW, deployment, learnt, observation, replica, samples
 
 from capstan_api.spec import InferenceDeploymentSpec
 from capstan_operator.decide import decide, render
@@ -14,6 +14,7 @@ from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Doubt, Pace, Told, doubts, have_one_pace, model_key
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.signals import Lengths
+from memory_figures import FIGURES
 
 PACE = Pace(model=EngineModel().learn(samples(120)), lengths=Lengths(prompt=200, output=50, weight=100))
 UNKNOWN = Pace()

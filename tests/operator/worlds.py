@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from capstan_api.footprint import MemoryFigures
 from capstan_api.limits import BatchLimits, LimitsState
 from capstan_api.metrics import Gateway as Series
 from capstan_api.replicas import ReplicaEntry
@@ -26,20 +25,6 @@ from capstan_operator.decide.signals import Lengths
 NOW = 1_800_000_000.0
 # Seconds for a step, its prefill token, its decoding sequence, a token of context and a pair: a small CPU model.
 STEP_COSTS = (0.004, 0.0002, 0.001, 0.0, 0.0)
-
-FIGURES = MemoryFigures(
-    weights=400 << 20,
-    position=512,
-    kv_token=64 << 10,
-    kv_copied=6,
-    step_token=18_432,
-    step_position=3072,
-    step_sequence=81_920,
-    loading=6 << 20,
-    processes=480 << 20,
-    max_positions=32_768,
-)
-"""A model whose default KV cache, 512 MiB, holds 8192 tokens."""
 
 
 def deployment(*, scaling: dict[str, Any] | None = None, **spec: Any) -> InferenceDeployment:

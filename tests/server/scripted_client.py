@@ -10,7 +10,7 @@ from time import monotonic
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import CapstanEngineError, EngineDead
 from capstan_engine.messages import CoreState, FinishReason, Loading, Output, Ready, Submit, TokenLogprobs, Update
-from fakes import FIGURES
+from memory_figures import FIGURES
 
 Script = Callable[[Submit], list[int]]
 

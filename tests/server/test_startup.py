@@ -17,7 +17,7 @@ from capstan_engine.errors import EngineDead
 from capstan_engine.messages import Loading, Ready
 from capstan_engine.server import front_end
 from capstan_engine.server.front_end import STUCK_LIMIT_S, FrontEnd
-from fakes import FIGURES
+from memory_figures import FIGURES
 
 
 async def report(served: Served) -> StartupReport:

@@ -13,6 +13,7 @@ import pytest
 from capstan_api import v1alpha1
 from capstan_sim.events import Event
 from capstan_sim.measure import attained, flips
+from capstan_sim.policy import Objective
 from capstan_sim.simulation import Record
 from capstan_sim.step_time import StepModel
 from capstan_sim.what_if import LAW, WhatIf
@@ -21,6 +22,7 @@ from capstan_sim.workload import Workload
 MODEL = StepModel(0.02, 6e-5, 4e-4, 3e-8, 0.0, 200_000)
 COLD_START_S = 60.0
 MAX_REPLICAS = 12
+OBJECTIVE = Objective(ttft_s=1.0, tpot_s=0.08, percent=99.0)
 
 
 def arrivals(
@@ -63,7 +65,7 @@ def play(workload: Workload, *events: str, initial: int = 1, cold_start_s: float
         workload, deployment, MODEL, cold_start_s, initial, events=tuple(Event.parse(text) for text in events)
     )
     record = question.ask(LAW)
-    record.good = attained(record, list(question.objectives.values()))  # type: ignore[attr-defined]
+    assert list(question.objectives.values()) == [OBJECTIVE]
     assert len(record.book.done_times) == len(record.book), "no request is ever lost"
     return record
 
@@ -77,7 +79,7 @@ def targets_between(record: Record, start: float, stop: float) -> list[int]:
 def share(record: Record, start: float, stop: float) -> float:
     at = np.array(record.book.arrival)
     chosen = (at >= start) & (at < stop)
-    return float(record.good[chosen].mean())  # type: ignore[attr-defined]
+    return float(attained(record, [OBJECTIVE])[chosen].mean())
 
 
 def fewest_static(workload: Workload) -> int:

@@ -55,17 +55,8 @@ def observe(replicas: Sequence[ReplicaLoad], now: float = 1000.0, **changes: Any
         "concurrency_6s": 0.0,
         "concurrency_60s": 0.0,
         "arrival_rate": 0.0,
-        "finish_rate": 0.0,
-        "prompt_token_rate": 0.0,
         "prompt_token_rate_10s": 0.0,
-        "output_token_rate": 0.0,
-        "output_token_rate_10s": 0.0,
-        "mean_prompt": 100.0,
-        "mean_output": 100.0,
         "arrivals": 0,
-        "prompt_tokens": 0,
-        "output_tokens": 0,
-        "steps": (),
         "limits": SETTING.limits,
     }
     return Observation(**{**values, **changes})

@@ -1,14 +1,13 @@
 """`capstan simulate` as a person meets it: one command from a trace and a resource to a table, JSON and a picture."""
 
 import json
-import sys
 
 import pytest
 
-from capstan_cli import main
 from capstan_cli.errors import InputError
 from capstan_cli.simulate import changed
 from capstan_sim.what_if import WhatIf
+from command_line import called
 
 SPEC = """
 apiVersion: capstan.dev/v1alpha1
@@ -41,15 +40,7 @@ def simulate(monkeypatch, capsys, tmp_path):
 
     def call(*arguments: str):
         usual = ["--trace", "trace.csv", "--spec", "spec.yaml"]
-        monkeypatch.setattr(sys, "argv", ["capstan", "simulate", *usual, *arguments])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
+        return called(monkeypatch, capsys, "simulate", *usual, *arguments)
 
     return call
 
