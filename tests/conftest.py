@@ -1,8 +1,13 @@
-"""What every run of the tests tells at its end: by name, the tests that it was told to leave out."""
+"""What holds in every run of the tests: no example is timed, and the end names the tests that were left out."""
 
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _LEFT_OUT = pytest.StashKey[list[str]]()
 

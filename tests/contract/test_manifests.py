@@ -177,7 +177,7 @@ SLOS = st.lists(
     st.integers(10, 99),
     st.sampled_from(["Auto", "Float32", "BFloat16"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_written_resources_read_back_equal(
     name: str, slos: list[dict[str, Any]], fewest: int, most: int, precision: str
 ) -> None:

@@ -248,7 +248,7 @@ SPECS = st.fixed_dictionaries(
 
 
 @given(SPECS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_agree_on_any_object(spec: dict[str, Any]) -> None:
     document = {
         "apiVersion": "capstan.dev/v1alpha1",

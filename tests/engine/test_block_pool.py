@@ -118,5 +118,5 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.pool.is_free(block) == (block not in held)
 
 
-PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 test_the_books_agree_whatever_happens = PoolMachine.TestCase

@@ -80,7 +80,7 @@ def test_paged_attention_equals_the_textbook(
     check(spans, 16, window, dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     spans=st.lists(st.tuples(st.integers(0, 60), st.sampled_from([1, 1, 1, 2, 7, 40])), min_size=1, max_size=5),
     size=st.sampled_from([3, 8, 16]),

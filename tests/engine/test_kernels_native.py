@@ -77,7 +77,7 @@ def test_nan_is_passed_on(call: object) -> None:
     assert call(x).isnan().any(1).tolist() == [False, True, False]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     spans=st.lists(st.tuples(st.integers(0, 90), st.sampled_from([1, 1, 1, 2, 9])), min_size=1, max_size=5),
     block_size=st.sampled_from([3, 8, 16]),

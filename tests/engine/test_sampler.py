@@ -87,7 +87,7 @@ def test_draws_follow_the_distribution_of_the_rules(fields: dict[str, Any]) -> N
     assert statistic < len(pooled) + 4 * math.sqrt(2 * len(pooled))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     temperature=st.sampled_from([1e-4, 0.3, 1.0, 5.0]),
@@ -142,7 +142,7 @@ def test_the_position_moves_the_draw_and_the_batch_does_not_remember() -> None:
     assert tokens == [sample(logits, [request(output=[0] * n)])[0] for n in range(40)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     prompt=st.lists(st.integers(0, V - 1), min_size=1, max_size=20),
     output=st.lists(st.integers(0, V - 1), max_size=20),

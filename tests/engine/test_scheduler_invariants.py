@@ -226,5 +226,5 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.pool.num_held == 0
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50)
 test_everything_ends_with_the_tokens_it_would_get_alone = SchedulerMachine.TestCase

@@ -129,7 +129,7 @@ documents = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(documents)
 async def test_no_json_document_whatever_makes_a_5xx(door, document):
     # Nothing is listening behind the gateway: whatever is accepted ends at its deadline.

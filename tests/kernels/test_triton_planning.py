@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_engine.kernels import KvLayout, Span
@@ -21,7 +21,6 @@ def plan(contexts: list[int], chunks: list[tuple[int, int]], window: int | None)
     return plan_attention([*decodes, *spans], LAYOUT, [window], torch.bfloat16)[window]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 100_000), min_size=1, max_size=6), st.none() | st.integers(1, 40_000))
 def test_the_pieces_of_a_context_are_its_visible_keys(contexts: list[int], window: int | None) -> None:
     decodes = plan(contexts, [], window).decodes
@@ -43,7 +42,6 @@ def test_short_contexts_are_not_cut() -> None:
     assert piece_length(256 * MOST_PIECES + 1) == 384
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(2, 90)), max_size=4), st.integers(0, 5))
 def test_every_token_has_the_slot_that_its_block_table_says(chunks: list[tuple[int, int]], num_decodes: int) -> None:
     if not chunks and not num_decodes:

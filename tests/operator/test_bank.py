@@ -87,7 +87,7 @@ def test_a_fleet_below_the_load_misses_nearly_all_and_one_far_above_nearly_nothi
     assert course.missed(12) < 0.001
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 80), st.floats(100, 4000)), min_size=3, max_size=30))
 def test_larger_fleets_never_miss_more(turns: list[tuple[float, float]]) -> None:
     course = Course()
@@ -99,7 +99,7 @@ def test_larger_fleets_never_miss_more(turns: list[tuple[float, float]]) -> None
     assert (shares <= 1 + 1e-6).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(1, 60), st.floats(1, 3))
 def test_more_arrivals_are_never_missed_less(rate: float, factor: float) -> None:
     one, more = Course().steady(rate, 60), Course().steady(rate * factor, 60)
@@ -209,7 +209,7 @@ def test_the_real_fleet_is_told_the_queue_of_its_own_cold_start() -> None:
     assert course.missed(6) < 0.01, "six that had always been there have none"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from([0.0, 1e-6, 1e-2]), min_size=5, max_size=5),
     st.sampled_from([0.0, 1.0, 1e5]),
@@ -265,7 +265,6 @@ def test_other_classes_begin_anew_and_more_replicas_do_not() -> None:
     assert course.turn((1.0, 1000.0)).bank.misses(len(wider)).requests == (1.0,)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5000))
 def test_there_is_a_fleet_close_to_every_number_of_replicas(replicas: int) -> None:
     assert sizes(5000)[nearest(sizes(5000), replicas)] == pytest.approx(replicas, rel=0.03)

@@ -27,7 +27,7 @@ def histograms(draw: Any) -> Histogram:
 def counted(draw: Any) -> ClassCounters:
     if draw(st.booleans()):
         return counters(draw(st.integers(0, 60)), ttft=draw(st.floats(0.01, 5)), tpot=draw(st.floats(0.001, 0.5)))
-    fields = {name: draw(numbers) for name in ClassCounters().numbers}
+    fields = {name: draw(numbers) for name in ClassCounters.model_fields if name not in ("ttft", "tpot")}
     return ClassCounters(**fields, ttft=draw(histograms()), tpot=draw(histograms()))
 
 
@@ -68,7 +68,7 @@ def looks(draw: Any) -> Observation:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(looks(), st.integers(0, 30)), min_size=1, max_size=8), st.booleans())
 def test_bounds_hold_whatever_is_observed(sequence: list[tuple[Observation, int]], knows: bool) -> None:
     memory, now = learnt(OF) if knows else Memory(), NOW
@@ -88,7 +88,7 @@ def test_bounds_hold_whatever_is_observed(sequence: list[tuple[Observation, int]
         memory, now = decision.memory, now + pause
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(looks(), st.integers(0, 30)), min_size=1, max_size=5))
 def test_deciding_again_at_the_same_moment_changes_nothing_more(sequence: list[tuple[Observation, int]]) -> None:
     memory, now = learnt(OF), NOW
@@ -103,7 +103,7 @@ def test_deciding_again_at_the_same_moment_changes_nothing_more(sequence: list[t
     assert {a.kind for a in again.actions} <= {a.kind for a in decision.actions}, "what was asked for and not yet done"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(looks(), st.integers(1, 4), st.integers(0, 10_000))
 def test_one_look_alone_never_takes_a_replica_away(seen: Observation, wanted: int, pause: int) -> None:
     before = learnt(OF, wanted=wanted)
@@ -113,7 +113,7 @@ def test_one_look_alone_never_takes_a_replica_away(seen: Observation, wanted: in
     assert (decision.memory.replicas.wanted or 0) >= wanted
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["gateway", "engines", "nan"]), min_size=30, max_size=40), st.integers(2, 4))
 def test_never_down_on_bad_data(kinds: list[str], wanted: int) -> None:
     memory = learnt(OF, wanted=wanted)
@@ -133,7 +133,7 @@ def test_never_down_on_bad_data(kinds: list[str], wanted: int) -> None:
         memory = decision.memory
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0, 40), st.floats(0, 40), st.integers(0, 20))
 def test_a_longer_queue_never_asks_for_fewer_replicas(a: float, b: float, per_second: int) -> None:
     def recommended(waiting: float) -> int:
@@ -152,7 +152,7 @@ def test_a_longer_queue_never_asks_for_fewer_replicas(a: float, b: float, per_se
     assert recommended(min(a, b)) <= recommended(max(a, b))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(looks(), min_size=1, max_size=3))
 def test_a_decision_replays_from_its_json(sequence: list[Observation]) -> None:
     of: InferenceDeployment = OF

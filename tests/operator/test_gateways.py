@@ -120,7 +120,7 @@ def test_one_that_answers_makes_the_deployment_available() -> None:
     assert next(c for c in status.conditions if c.type is ConditionType.AVAILABLE).status is ConditionStatus.TRUE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.dictionaries(st.sampled_from("abc"), st.one_of(st.none(), st.integers(0, 5)), max_size=3),

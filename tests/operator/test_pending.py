@@ -111,7 +111,7 @@ def test_one_that_never_finds_room_does_not_keep_a_deployment_from_sleep() -> No
     assert memory.replicas.wanted == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 3), st.integers(0, 200), st.lists(st.integers(0, 6), min_size=12, max_size=30))
 def test_pending_replicas_never_change_what_becomes_of_the_others(
     num_pending: int, age_s: int, per_second: list[int]

@@ -206,7 +206,7 @@ def test_a_deployment_that_sleeps_is_not_rolling_out(wanted: int) -> None:
     assert (failed is None) is (wanted == 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3), st.integers(0, 1), st.booleans(), st.data())
 def test_a_rollout_that_cannot_work_always_ends_with_the_old_revision_serving(
     wanted: int, unavailable: int, pends: bool, data: st.DataObject

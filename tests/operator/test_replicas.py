@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from worlds import NOW, deployment
 
@@ -199,14 +199,12 @@ def test_a_replica_that_still_loads_is_not_idle() -> None:
     assert after(loading + 3 * quiet, scaling=sleepy).memory.wanted == 0
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 30), st.floats(0.01, 30), st.integers(1, 8))
 def test_more_load_never_asks_for_fewer(a: float, b: float, wanted: int) -> None:
     low, high = (after(steady(UP_S + 1, load, ready=wanted), wanted=wanted) for load in sorted((a, b)))
     assert (low.memory.wanted or 0) <= (high.memory.wanted or 0)
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 30), st.integers(1, 8))
 def test_a_steady_load_comes_to_rest(load: float, wanted: int) -> None:
     memory = ReplicasMemory(wanted=wanted, seen_at=NOW - 1, whole_since=NOW - 1000)

@@ -58,7 +58,7 @@ def test_the_tables() -> None:
     assert planned([make("web-new-0", "new", Phase.DRAINING)], 1) == ("start web-new-1",), "its name is taken"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.sampled_from(["old", "new"]), st.sampled_from(Phase)), max_size=5),
     st.integers(0, 4),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_operator.decide.bank import Bank, Slot
@@ -45,7 +45,6 @@ def test_an_overload_beyond_every_allowed_fleet_is_not_unavoidable() -> None:
     assert sized(misses(40.0)).needed > 24
 
 
-@settings(deadline=None)
 @given(st.floats(0.5, 20), st.floats(1.0, 1.5), st.floats(0.0, 0.05))
 def test_fleets_are_as_large_as_misses_and_margin_say(load: float, factor: float, allowed: float) -> None:
     allowed += 0.001
@@ -55,7 +54,6 @@ def test_fleets_are_as_large_as_misses_and_margin_say(load: float, factor: float
     assert asked.safe >= asked.needed
 
 
-@settings(deadline=None)
 @given(st.floats(0.5, 20), st.floats(1.0, 1.5), st.floats(0.001, 0.05))
 def test_what_is_told_of_a_fleet_agrees_with_what_is_asked_for(load: float, factor: float, allowed: float) -> None:
     asked = sized(misses(load), allowed=allowed, factor=factor)

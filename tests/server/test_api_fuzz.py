@@ -77,7 +77,7 @@ def test_no_request_ends_in_a_server_error(described: BaseSchema, path: str, met
     declared = {*operation.definition.raw["responses"], "404", "405"}
 
     @given(operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     def ask(case: schemathesis.Case) -> None:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
             case.body.pop("model", None)  # a random name would only ever test the answer to unknown models

@@ -58,7 +58,7 @@ def play(engine: Engine, changes: list[tuple[float, BatchLimits]], probes: list[
     return told
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     requests=st.lists(LENGTHS, min_size=1, max_size=30),
     priorities=st.sampled_from([[0], [0, 0, 1], [3, -2, 0, 50]]),
