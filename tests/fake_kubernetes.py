@@ -1,14 +1,17 @@
 """An API server in a few lines: objects in a dictionary behind HTTP, every request recorded, faults on demand.
 
 Honest in what the operator relies on: uids, resource versions that move on change only, 409 for names that are taken
-and for uids that do not match, deletion with grace, watches that go on from where a list ended. It validates nothing,
-and merges maps but no lists; the real one is asked in `tests/cluster`.
+and for uids that do not match, deletion with grace, watches that go on from where a list ended, and who came to an
+object by which operation, though not to which fields. It validates nothing, and merges maps but no lists; the real one
+is asked in `tests/cluster`.
 """
 
 import asyncio
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 from uuid import uuid4
 
@@ -160,7 +163,7 @@ class FakeKubernetes:
         seen = int(request.query.get("resourceVersion", "0"))
         while True:
             moved = self._moved
-            for version, kind, event in [event for event in self._events if event[0] > seen]:
+            for version, kind, event in self._events[bisect_right(self._events, seen, key=itemgetter(0)) :]:
                 live = event["object"]
                 is_inside = namespace in ("", live["metadata"]["namespace"])
                 if kind == resource and is_inside and _is_selected(live, request):
@@ -171,7 +174,7 @@ class FakeKubernetes:
     def _create(self, request: Request, resource: str, namespace: str) -> web.Response:
         if (resource, namespace, request.body["metadata"]["name"]) in self.objects:
             return refusal(409, "already exists")
-        return web.json_response(self.put(resource, request.body), status=201)
+        return web.json_response(self.put(resource, _owned(request.body, request, "Update")), status=201)
 
     def _update(self, request: Request, resource: str, namespace: str) -> web.Response:
         live = self.objects.get((resource, namespace, request.name))
@@ -183,14 +186,16 @@ class FakeKubernetes:
 
     def _patch(self, request: Request, resource: str, namespace: str) -> web.Response:
         live = self.objects.get((resource, namespace, request.name))
-        if live is None and "/" in request.resource:
+        is_apply = request.headers.get("Content-Type", "").startswith("application/apply-patch")
+        if live is None and ("/" in request.resource or not is_apply):
             return refusal(404, "not found")
         if live is None:
-            return web.json_response(self.put(resource, request.body), status=201)
+            return web.json_response(self.put(resource, _owned(request.body, request, "Apply")), status=201)
         version = request.body["metadata"].get("resourceVersion", live["metadata"]["resourceVersion"])
         if version != live["metadata"]["resourceVersion"]:
             return refusal(409, "the object has been modified")
         merged = _merged(live, request.body)
+        merged = _owned(merged, request, "Apply") if is_apply and "/" not in request.resource else merged
         return web.json_response(live if merged == live else self._store(resource, merged))
 
     def _delete(self, request: Request, resource: str, namespace: str) -> web.Response:
@@ -238,6 +243,13 @@ def _is_selected(live: Mapping[str, Any], request: Request) -> bool:
     labels = live["metadata"].get("labels", {})
     wanted = [term.partition("=") for term in request.query.get("labelSelector", "").split(",") if term]
     return all(label in labels and (not value or labels[label] == value) for label, _, value in wanted)
+
+
+def _owned(manifest: dict[str, Any], request: Request, operation: str) -> dict[str, Any]:
+    """With the operation by which the field manager of a request came to it."""
+    entry = {"manager": request.query.get("fieldManager", ""), "operation": operation}
+    known = [each for each in manifest["metadata"].get("managedFields", ()) if each != entry]
+    return {**manifest, "metadata": {**manifest["metadata"], "managedFields": [*known, entry]}}
 
 
 def _merged(live: Any, wanted: Any) -> Any:

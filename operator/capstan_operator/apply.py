@@ -1,12 +1,14 @@
 """Carries out a decision's actions, in their order.
 
 One that fails does not stop the others: everything is level-triggered, so the next turn sees what is missing and asks
-for it again. Limits of several engines are set at the same time.
+for it again. Those of one kind are carried out at the same time: limits all of them, because they protect what is being
+served; others a few, so that a large resource does not stand in the way of small ones.
 """
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, Final
 
 from capstan_operator.admin import AdminClient
 from capstan_operator.decide.actions import (
@@ -21,27 +23,32 @@ from capstan_operator.decide.actions import (
 from capstan_operator.errors import AdminError, CapstanOperatorError, Gone
 from capstan_operator.world.base import World
 
+_AT_A_TIME: Final = 8
+
 
 async def apply(actions: Sequence[Action], world: World, admin: AdminClient) -> tuple[str, ...]:
     """Returns what went wrong, one clause each; empty when all was done. Raises `Gone`."""
     admin_urls = {facts.id: facts.admin_url for facts in await world.replicas()}
-    failures: list[str] = []
 
-    async def attempt(action: Action) -> None:
-        try:
-            await _carry_out(action, world, admin, admin_urls)
-        except Gone:
-            raise
-        except CapstanOperatorError as error:
-            failures.append(f"{action.kind}: {error}")
+    async def attempt(action: Action, room: asyncio.Semaphore) -> str:
+        async with room:
+            try:
+                await _carry_out(action, world, admin, admin_urls)
+            except Gone:
+                raise
+            except CapstanOperatorError as error:
+                return f"{action.kind}: {error}"
+        return ""
 
-    limits = [action for action in actions if isinstance(action, SetLimits)]
-    for action in actions:
-        if limits and action is limits[0]:
-            await asyncio.gather(*(attempt(each) for each in limits))
-        elif not isinstance(action, SetLimits):
-            await attempt(action)
-    return tuple(failures)
+    outcomes: list[str] = []
+    for kind, run in groupby(actions, key=type):
+        alike = list(run)
+        room = asyncio.Semaphore(len(alike) if kind is SetLimits else _AT_A_TIME)
+        if kind is StartReplica:
+            # The first brings what all of them share, and whatever refuses it need not be asked for the others.
+            outcomes.append(await attempt(alike.pop(0), room))
+        outcomes += await asyncio.gather(*(attempt(action, room) for action in alike))
+    return tuple(filter(None, outcomes))
 
 
 async def _carry_out(action: Action, world: World, admin: AdminClient, admin_urls: dict[str, str | None]) -> None:

@@ -158,6 +158,7 @@ class Reconciler:
         at, last = self._written
         may_wait_s = {
             News.SUBSTANCE: 0.0,
+            News.PROGRESS: self._settings.progress_interval_s,
             News.FIGURES: self._settings.status_interval_s,
             News.BOOKS: self._settings.books_interval_s,
         }

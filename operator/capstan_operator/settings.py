@@ -14,6 +14,9 @@ class OperatorSettings(BaseModel):
 
     turn_interval_s: float = Field(default=1.0, gt=0, description="Time between two turns when nothing wakes the loop.")
     longest_retry_s: float = Field(default=30.0, gt=0, description="Bound of the back-off after turns that failed.")
+    progress_interval_s: float = Field(
+        default=2.0, ge=0, description="A status that only tells how far a decision has come is written no more often."
+    )
     status_interval_s: float = Field(
         default=30.0, ge=0, description="A status that differs only in its figures is written no more often than this."
     )

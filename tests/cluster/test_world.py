@@ -17,14 +17,16 @@ import pytest
 
 from capstan_api import names
 from capstan_api.status import DecisionAction, DecisionStatus, InferenceDeploymentStatus
-from capstan_api.v1alpha1 import InferenceDeployment, parse
+from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide import render
 from capstan_operator.decide.observation import Phase
-from capstan_operator.errors import ApiForbidden, Gone, WorldError
+from capstan_operator.errors import ApiForbidden, Gone, NameTaken, WorldError
+from capstan_operator.fleet import understood
 from capstan_operator.settings import OperatorSettings
 from capstan_operator.world.base import ReplicaFacts
 from capstan_operator.world.kubernetes.access import (
+    CONFIG_MAPS,
     DEPLOYMENTS,
     INFERENCE_DEPLOYMENTS,
     PODS,
@@ -32,8 +34,10 @@ from capstan_operator.world.kubernetes.access import (
     policy_rules,
 )
 from capstan_operator.world.kubernetes.api import Call, KubernetesApi
+from capstan_operator.world.kubernetes.children import Children, ServedKinds
 from capstan_operator.world.kubernetes.cluster import Cluster as SharedWorld
 from capstan_operator.world.kubernetes.connection import connect
+from capstan_operator.world.kubernetes.identity import Component, Identity
 from capstan_operator.world.kubernetes.installation import Installation
 from capstan_operator.world.kubernetes.resync import resync
 from capstan_operator.world.kubernetes.store import Key, Store
@@ -92,7 +96,7 @@ class House:
     def resource(self) -> InferenceDeployment:
         manifest = self.store.deployment(Key(self.namespace, "llama"))
         assert manifest is not None
-        return parse({key: manifest[key] for key in ("apiVersion", "kind", "metadata", "spec")})
+        return understood(manifest)
 
     async def world(self) -> KubernetesWorld:
         await self.look()
@@ -178,6 +182,7 @@ async def house(control_plane: EmbeddedCluster, operator_kubeconfig: Path) -> As
 
 async def test_everything_is_accepted_and_a_restart_writes_only_the_token(house: House) -> None:
     world = await house.world()
+    await world.write_status(InferenceDeploymentStatus(observed_generation=1))
     await house.prepare(world)
     for ordinal in range(2):
         await house.start(world, ordinal)
@@ -214,6 +219,32 @@ async def test_only_our_fields_are_ours_and_others_keep_theirs(house: House) -> 
     ours = [m for m in service["metadata"]["managedFields"] if m["manager"] == "capstan-operator"]
     assert [m["operation"] for m in ours] == ["Apply"]
     assert "f:clusterIP" not in ours[0]["fieldsV1"]["f:spec"]
+
+
+async def test_a_field_that_is_no_longer_set_goes_though_the_object_was_made_by_a_creation(house: House) -> None:
+    await house.look()
+    identity = Identity(house.namespace, "llama", house.resource.metadata.uid)
+    children = Children(house.api, identity, ServedKinds(house.api), is_new=True)
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": identity.metadata("llama-x", Component.ENGINE)}
+    await children.keep(CONFIG_MAPS, {**settings, "data": {"kept": "1", "dropped": "1"}})
+    assert house.writes == [("create", "configmaps")]
+    house.kubectl("patch", "configmap", "llama-x", "--patch", '{"data": {"theirs": "1"}}')
+    await children.keep(CONFIG_MAPS, {**settings, "data": {"kept": "2"}})
+    assert json.loads(house.kubectl("get", "configmap", "llama-x", "--output=json"))["data"] == {
+        "kept": "2",
+        "theirs": "1",
+    }
+
+
+async def test_what_a_person_made_is_not_taken_by_a_creation(house: House) -> None:
+    await house.look()
+    identity = Identity(house.namespace, "llama", house.resource.metadata.uid)
+    children = Children(house.api, identity, ServedKinds(house.api), is_new=True)
+    house.kubectl("create", "configmap", "llama-x", "--from-literal=theirs=1")
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": identity.metadata("llama-x", Component.ENGINE)}
+    with pytest.raises(NameTaken, match="was not made by Capstan"):
+        await children.keep(CONFIG_MAPS, {**settings, "data": {"ours": "1"}})
+    assert json.loads(house.kubectl("get", "configmap", "llama-x", "--output=json"))["data"] == {"theirs": "1"}
 
 
 async def test_secrets_cannot_be_read_with_the_operators_rights(house: House) -> None:

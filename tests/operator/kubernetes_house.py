@@ -11,6 +11,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from capstan_api import names
+from capstan_api.status import InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment, parse
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide import render
@@ -80,7 +81,9 @@ class House:
                 store.take(RESOURCES[kind], manifest)
         cluster = replace(self.cluster, store=store)
         self.server.requests.clear()
-        return House(self.server, cluster, KubernetesWorld(cluster, deployment), self.clock, self.client)
+        status = InferenceDeploymentStatus(observed_generation=deployment.metadata.generation)
+        known = deployment.model_copy(update={"status": status})
+        return House(self.server, cluster, KubernetesWorld(cluster, known), self.clock, self.client)
 
     async def start(self, ordinal: int = 0, deployment: InferenceDeployment | None = None) -> str:
         deployment = deployment or resource()

@@ -18,6 +18,7 @@ from capstan_operator.world.kubernetes.world import KubernetesWorld
 async def test_the_roles_allow_everything_that_was_asked_for(house: House) -> None:
     await house.turn()
     replica = await house.start()
+    await house.turn(resource(routing={"inferencePool": "Enabled"}))
     await house.world.write_status(InferenceDeploymentStatus())
     await house.world.drain_replica(replica, 1)
     await house.turn(resource(disruption={"budget": "Disabled"}, observability={"podMonitor": "Disabled"}))

@@ -1,6 +1,7 @@
 """What is made for a resource and put right again: when it is written, and what is left alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from kubernetes_house import House, resource
@@ -8,12 +9,15 @@ from kubernetes_house import House, resource
 from capstan_operator.decide import render
 from capstan_operator.errors import WorldError
 from capstan_operator.world.kubernetes.children import LOOK_AGAIN_S
+from capstan_operator.world.kubernetes.store import Store
 from capstan_operator.world.kubernetes.world import KubernetesWorld
+
+APPLY = "application/apply-patch+yaml"
 
 
 async def test_everything_that_is_needed_is_made_and_owned(house: House) -> None:
-    await house.turn()
     await house.start()
+    await house.turn()
     made = {(kind, name) for kind, _, name in house.server.objects if kind != "inferencedeployments"}
     revision = render.revision(resource())
     assert made == {
@@ -33,6 +37,43 @@ async def test_everything_that_is_needed_is_made_and_owned(house: House) -> None
     for (kind, _, name), manifest in house.server.objects.items():
         if kind != "inferencedeployments":
             assert manifest["metadata"]["ownerReferences"][0]["uid"] == "uid-1", (kind, name)
+
+
+async def test_what_is_new_is_made_with_one_request_for_each_object_and_none_is_read(house: House) -> None:
+    await house.start()
+    await house.turn()
+    objects = [kind for kind, _, _ in house.server.objects if kind != "inferencedeployments"]
+    asked = [request.resource for request in house.server.requests if request.resource]
+    assert sorted(asked) == sorted(objects)
+    assert {request.verb for request in house.server.writes} == {"create", "patch"}
+
+
+async def test_a_life_that_never_came_to_write_its_status_takes_nothing_that_is_not_its_own(house: House) -> None:
+    await house.start()
+    await house.turn()
+    theirs = house.server.put("services", {"metadata": {"name": "llama"}, "spec": {"selector": {"app": "theirs"}}})
+    again = KubernetesWorld(replace(house.cluster, store=Store(clock=house.clock)), resource())
+    house.server.requests.clear()
+    with pytest.raises(WorldError, match="Service llama was not made by Capstan"):
+        await again.prepare(resource(), frozenset({render.revision(resource())}))
+    assert house.server.find("services", "llama") == theirs
+    written = [r for r in house.server.writes if r.resource == "services" and r.verb == "patch"]
+    assert written == []
+
+
+async def test_what_was_created_counts_as_applied_before_it_is_applied(house: House) -> None:
+    await house.turn()
+    house.server.requests.clear()
+    exposed = resource(routing={"inferencePool": "Enabled"})
+    await house.turn(exposed)
+    policy = [r for r in house.server.writes if r.name == "llama-engine" and r.resource == "networkpolicies"]
+    assert [r.headers["Content-Type"] for r in policy] == ["application/merge-patch+json", APPLY]
+    [entry] = house.server.find("networkpolicies", "llama-engine")["metadata"]["managedFields"]
+    assert (entry["manager"], entry["operation"]) == ("capstan-operator", "Apply")
+    house.server.requests.clear()
+    await house.turn(resource())
+    again = [r for r in house.server.writes if r.name == "llama-engine"]
+    assert [r.headers["Content-Type"] for r in again] == [APPLY]
 
 
 async def test_a_second_turn_asks_for_nothing_and_writes_nothing(house: House) -> None:
@@ -140,10 +181,11 @@ async def test_the_budget_follows_the_replicas_that_stay(house: House) -> None:
 
 
 async def test_applied_fields_are_ours_only(house: House) -> None:
-    await house.turn()
     await house.start()
+    await house.turn()
+    await house.turn(resource(routing={"inferencePool": "Enabled"}))
     for request in house.server.writes:
-        if request.verb == "patch":
+        if request.headers.get("Content-Type") == APPLY:
             assert "status" not in request.body
             assert set(request.body["metadata"]) <= {"name", "namespace", "labels", "annotations", "ownerReferences"}
 

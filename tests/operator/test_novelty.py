@@ -61,12 +61,13 @@ def condition(**fields: Any) -> InferenceDeploymentStatus:
         (slo(tpot_milliseconds=None), News.FIGURES),
         (slo(error_budget_remaining_percent="70.00"), News.FIGURES),
         (changed(slos=[]), News.FIGURES),
-        (changed(ready_replicas=2), News.SUBSTANCE),
+        (changed(ready_replicas=2), News.PROGRESS),
         (changed(desired_replicas=2), News.SUBSTANCE),
         (changed(stable_revision="0ldc0de0"), News.SUBSTANCE),
-        (condition(status=ConditionStatus.FALSE), News.SUBSTANCE),
-        (condition(observed_generation=2), News.SUBSTANCE),
-        (changed(conditions=[]), News.SUBSTANCE),
+        (condition(status=ConditionStatus.FALSE), News.PROGRESS),
+        (condition(observed_generation=2), News.PROGRESS),
+        (changed(conditions=[]), News.PROGRESS),
+        (changed(conditions=[FRESH, FRESH.model_copy(update={"type": ConditionType.READY})]), News.SUBSTANCE),
     ],
 )
 def test_the_table(after: InferenceDeploymentStatus, expected: News) -> None:

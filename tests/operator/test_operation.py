@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import pytest
-from kubernetes_house import resource
+from kubernetes_house import READY, resource
 
 from capstan_operator.decide import render
 from fake_kubernetes import FakeKubernetes
@@ -57,6 +58,22 @@ async def test_what_is_declared_and_removed_while_it_runs_is_noticed(server: Fak
                 await asyncio.sleep(0.02)
 
 
+async def test_a_new_resource_costs_one_request_for_each_object_and_few_for_its_status(server: FakeKubernetes) -> None:
+    server.on_event = lambda kind, manifest, _: kubelet(server, kind, manifest)
+    async with running(server):
+        server.requests.clear()
+        declared = resource(scaling={"mode": "Manual", "replicas": 3})
+        server.put("inferencedeployments", declared.document())
+        await eventually(lambda: has_ready(server, 3))
+        # Neither what concerns all resources: the lease, and which kinds there are.
+        asked = [r for r in server.requests if r.verb != "watch" and r.resource not in ("leases", "")]
+        made = [kind for kind, _, _ in server.objects if kind not in ("inferencedeployments", "leases")]
+        told = [r for r in asked if r.resource == "inferencedeployments/status"]
+        assert sorted(r.resource for r in asked if r not in told) == sorted(made)
+        assert len(made) == 14
+        assert len(told) <= 3
+
+
 async def test_it_writes_only_under_its_lease_and_gives_it_back_at_the_end(server: FakeKubernetes) -> None:
     server.put("inferencedeployments", resource().document())
     async with running(server):
@@ -65,6 +82,18 @@ async def test_it_writes_only_under_its_lease_and_gives_it_back_at_the_end(serve
         assert holder(server) == "operator-0"
     assert holder(server) == ""
     assert server.writes[-1].resource == "leases"
+
+
+def kubelet(server: FakeKubernetes, kind: str, manifest: dict[str, Any]) -> None:
+    """Has a pod ready as soon as it is seen."""
+    name = manifest["metadata"]["name"]
+    if kind == "pods" and "conditions" not in manifest.get("status", {}):
+        asyncio.get_running_loop().call_soon(lambda: server.change("pods", name, status={"conditions": READY}))
+
+
+async def has_ready(server: FakeKubernetes, num: int) -> bool:
+    status = server.find("inferencedeployments", "llama").get("status", {})
+    return bool(status.get("readyReplicas") == num)
 
 
 def holder(server: FakeKubernetes) -> str:

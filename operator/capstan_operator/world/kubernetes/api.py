@@ -28,6 +28,7 @@ from capstan_operator.errors import (
     ApiUnavailable,
 )
 from capstan_operator.world.kubernetes.access import Resource, Verb, allowed
+from capstan_operator.world.kubernetes.field_owners import as_applied
 
 Manifest = Mapping[str, Any]
 """An object as it travels: decoded JSON. What an API server answered is never changed in place."""
@@ -128,6 +129,25 @@ class KubernetesApi:
             body=manifest,
             content_type="application/apply-patch+yaml",
             query={"fieldManager": FIELD_MANAGER, "force": "true"},
+        )
+
+    async def take_over(self, resource: Resource, live: Manifest) -> Manifest:
+        """Have what we created in one request counted as applied, so that apply can take it away. Returns the object.
+
+        Raises `ApiConflict` when it has changed since it was read.
+        """
+        metadata = live["metadata"]
+        owners = as_applied(live, FIELD_MANAGER)
+        if owners is None:
+            return live
+        return await self._call(
+            Verb.PATCH,
+            resource,
+            metadata["namespace"],
+            metadata["name"],
+            body={"metadata": {"resourceVersion": metadata["resourceVersion"], "managedFields": owners}},
+            content_type="application/merge-patch+json",
+            query={"fieldManager": FIELD_MANAGER},
         )
 
     async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:

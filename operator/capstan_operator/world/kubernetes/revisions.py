@@ -21,7 +21,15 @@ from capstan_operator.world.kubernetes.identity import Identity
 class Revisions:
     """The revisions of one InferenceDeployment. Methods raise `ApiError`, and `NameTaken` for what is not its own."""
 
-    def __init__(self, api: KubernetesApi, identity: Identity, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        api: KubernetesApi,
+        identity: Identity,
+        *,
+        is_new: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`is_new` says that there is no revision yet to be swept away."""
         self._api = api
         self._identity = identity
         self._clock = clock
@@ -29,7 +37,7 @@ class Revisions:
         self._pod_specs: dict[str, Mapping[str, Any]] = {}
         # What the last sweep left, which may be an earlier life's.
         self._left: set[str] = set()
-        self._swept_at: float | None = None
+        self._swept_at: float | None = clock() if is_new else None
 
     async def write(self, revision: str, config: Manifest) -> None:
         """Have the ConfigMap of the current revision."""

@@ -77,5 +77,8 @@ class Surroundings:
             (POD_MONITORS, spec.observability.pod_monitor, optional.pod_monitor(identity)),
             (INFERENCE_POOLS, spec.routing.inference_pool, optional.inference_pool(identity)),
         ):
-            wanted = switch is Switch.ENABLED
-            yield partial(keep, resource, manifest) if wanted else partial(remove, resource, identity.name)
+            if switch is Switch.DISABLED:
+                yield partial(remove, resource, identity.name)
+            elif resource != DISRUPTION_BUDGETS or num_serving:
+                # A budget of nobody protects nobody: it is written when there is one, and left as it is at zero.
+                yield partial(keep, resource, manifest)

@@ -50,10 +50,12 @@ class KubernetesWorld:
         # Of the resource, as it was last read or written; a conflict leads from an old one to the right one.
         self._version = str((metadata.model_extra or {}).get("resourceVersion", "1"))
         self._patience = Patience(clock=cluster.clock)
-        children = Children(cluster.api, self.identity, cluster.kinds, clock=cluster.clock)
+        # Its status is the first thing that is written for a resource.
+        is_new = deployment.status.observed_generation == 0
+        children = Children(cluster.api, self.identity, cluster.kinds, is_new=is_new, clock=cluster.clock)
         self._surroundings = Surroundings(cluster, self.identity, children, self.admin_token)
         self._gateways = Gateways(cluster, self.identity, children, self._patience, self.admin_token)
-        self._revisions = Revisions(cluster.api, self.identity, clock=cluster.clock)
+        self._revisions = Revisions(cluster.api, self.identity, is_new=is_new, clock=cluster.clock)
         self._announcer = Announcer(
             cluster.api, self.identity, cluster.instance, clock=cluster.clock, wall=cluster.wall
         )
