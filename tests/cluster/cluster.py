@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 from cluster.clients import Clients
 
@@ -39,6 +40,9 @@ class Cluster:
     capabilities: frozenset[Capability]
     clients: Clients
 
+    # Made for this run: nobody has to wait until something in it is gone.
+    is_temporary: ClassVar[bool] = False
+
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout_s: float = COMMAND_WITHIN_S) -> str:
         """Run kubectl against this cluster and return its output; raises CommandFailed."""
         return self._client(self.clients.kubectl, arguments, stdin, timeout_s)
@@ -65,13 +69,13 @@ class Cluster:
 
     @contextmanager
     def namespace(self) -> Iterator[str]:
-        """A fresh namespace with a random name; it and everything in it is gone at the end."""
+        """A fresh namespace with a random name; it and everything in it goes at the end."""
         name = f"capstan-test-{secrets.token_hex(4)}"
         self.kubectl("create", "namespace", name)
         try:
             yield name
         finally:
-            self.kubectl("delete", "namespace", name, "--wait=true")
+            self.kubectl("delete", "namespace", name, f"--wait={str(not self.is_temporary).lower()}")
 
     def end(self) -> None:
         """Remove what the provider made; of a cluster that was there before, nothing."""

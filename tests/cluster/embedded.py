@@ -10,6 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from cluster import clients, network, simulated
 from cluster.cluster import Capability, Cluster
@@ -29,6 +30,8 @@ NUM_SIMULATED_NODES = 10
 @dataclass(frozen=True)
 class EmbeddedCluster(Cluster):
     """`run.daemons` are its processes by name, for tests that break them; `host_ip` is this machine as pods see it."""
+
+    is_temporary: ClassVar[bool] = True
 
     run: Run
     node: Node | None = None

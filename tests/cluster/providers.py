@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from cluster import clients, embedded, preflight
 from cluster.cluster import Capability, Cluster, CommandFailed, run_command
@@ -29,6 +30,8 @@ class Unavailable(Exception):
 @dataclass(frozen=True)
 class KindCluster(Cluster):
     """A cluster in Docker containers, made for this run."""
+
+    is_temporary: ClassVar[bool] = True
 
     name: str
 
