@@ -99,6 +99,11 @@ class Direct:
         found: list[dict[str, Any]] = answer["items"]
         return found
 
+    async def count(self, path: str) -> int:
+        """How many objects a list has."""
+        answer = await self.must("GET", f"{path}?limit=1")
+        return len(answer["items"]) + int(answer["metadata"].get("remainingItemCount", 0))
+
     async def watch(self, path: str) -> AsyncIterator[dict[str, Any]]:
         """Events from now on, for as long as the API server keeps the stream."""
         forever = aiohttp.ClientTimeout()

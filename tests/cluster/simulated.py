@@ -28,7 +28,7 @@ def start(run: Run, programs: Mapping[str, Path], control_plane: ControlPlane, p
     )
 
 
-def add_nodes(kubectl: Path, kubeconfig: Path, count: int, pods_per_node: int = 1000) -> None:
+def add_nodes(kubectl: Path, kubeconfig: Path, count: int, pods_per_node: int = 2000) -> None:
     """Create `count` simulated nodes with more CPU and memory than any test asks for."""
     capacity = {"cpu": "1000", "memory": "4Ti", "pods": str(pods_per_node), "ephemeral-storage": "10Ti"}
     nodes = [
