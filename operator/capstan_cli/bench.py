@@ -2,11 +2,9 @@
 
 import asyncio
 import itertools
-import json
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -157,11 +155,6 @@ def as_json(summary: Summary, outcomes: list[Outcome], facts: dict[str, Any]) ->
         for o in outcomes
     ]
     return {**facts, "summary": asdict(summary), "requests": requests}
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def table(summary: Summary) -> Table:

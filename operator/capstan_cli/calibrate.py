@@ -4,13 +4,13 @@ Knows no load. The file that it writes is what `capstan simulate --step-model` r
 """
 
 import asyncio
-import json
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from capstan_cli.errors import CliError, InputError, Unreachable
+from capstan_cli import output
+from capstan_cli.errors import CliError, Unreachable
 from capstan_operator.admin import AdminClient
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide.observation import StepSample
@@ -87,11 +87,7 @@ class Collector:
 
 def write(path: Path, fit: Fit) -> None:
     """The model as JSON; raises `InputError`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(fit.model), indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    output.write_json(path, asdict(fit.model))
 
 
 def sentence(fit: Fit) -> str:

@@ -71,17 +71,37 @@ def drawn(record: dict[str, Any]) -> RenderableType:
 
 
 def _table(decision: dict[str, Any]) -> Table:
+    """A line for each number of replicas and each class."""
     predictions = decision["predictions"]
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    table.add_column("Replicas", justify="right")
-    for name in predictions[0]["attainment"]:
-        table.add_column(f"{name} met", justify="right")
     # Without a price in the resource there is nothing to compare.
     is_priced = any(each["cost_per_hour"] for each in predictions)
-    if is_priced:
-        table.add_column("Cost per hour", justify="right")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("Replicas", justify="right")
+    table.add_column("Class")
+    for heading in ("Met", "TTFT", "TPOT", *(["Cost/h"] if is_priced else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
     for each in predictions:
-        shares = [f"{100 * share:.2f} %" for share in each["attainment"].values()]
-        table.add_row(str(each["replicas"]), *shares, *([f"{each['cost_per_hour']:.2f}"] if is_priced else []))
-    table.caption = f"of the look-back's requests, with a margin of {100 * (decision['margin'] - 1):.0f} %"
+        for number, (name, share) in enumerate(each["attainment"].items()):
+            is_first = number == 0
+            cells = (
+                str(each["replicas"]) if is_first else "",
+                name,
+                f"{100 * share:.2f} %",
+                _latency(each["ttft"].get(name)),
+                _latency(each["tpot"].get(name)),
+            )
+            price = f"{each['cost_per_hour']:.2f}" if is_first else ""
+            table.add_row(*cells, *([price] if is_priced else []))
+    margin = f"of the look-back's requests, with a margin of {100 * (decision['margin'] - 1):.0f} %"
+    table.caption = f"{margin};\nlatencies: median / the objective's percentile"
     return table
+
+
+def _latency(quantiles: dict[str, float] | None) -> str:
+    """Median and tail."""
+    return "-" if quantiles is None else f"{_time(quantiles['median_s'])} / {_time(quantiles['tail_s'])}"
+
+
+def _time(seconds: float) -> str:
+    """In seconds from one second on."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"

@@ -129,7 +129,8 @@ def demand(figures: MemoryFigures, budget: Budget, num_sequences: int) -> Demand
     """Arguments of an engine that runs so many sequences, each of the whole context, at once."""
     blocks = -(-budget.context // budget.block_size)
     return Demand(
-        kv_cache_bytes=num_sequences * blocks * budget.block_size * figures.kv_token,
+        # Whole mebibytes, as a resource states them.
+        kv_cache_bytes=mebibytes(num_sequences * blocks * budget.block_size * figures.kv_token) << 20,
         block_size=budget.block_size,
         max_model_len=budget.context,
         max_batched_tokens=max(budget.max_batched_tokens, num_sequences),
@@ -142,12 +143,12 @@ def show(found: Sequence[Row], model: Path, budget: Budget, console: Console) ->
     first = found[0]
     table = Table(
         title=f"{model.resolve().name} in {first.precision}, {first.kv_token_bytes / 1024:.1f} KiB of KV a token\n"
-        f"{budget.context:,} tokens a sequence, MiB of {budget.memory_bytes >> 20:,}",
+        f"The largest batch of {budget.context:,} tokens each; MiB, of which there are {budget.memory_bytes >> 20:,}",
         box=box.SIMPLE,
         title_justify="left",
     )
     table.add_column("quantization")
-    for column in ("weights", "KV cache", "step", "processes", "largest batch"):
+    for column in ("weights", "KV cache", "step", "graphs", "processes", "batch"):
         table.add_column(column, justify="right")
     for row in found:
         need = row.footprint
@@ -156,6 +157,7 @@ def show(found: Sequence[Row], model: Path, budget: Budget, console: Console) ->
             f"{mebibytes(need.weights):,}",
             f"{mebibytes(need.kv_cache):,}" if row.num_sequences else "–",
             f"{mebibytes(need.step):,}",
+            f"{mebibytes(need.graphs):,}" if need.graphs else "–",
             f"{mebibytes(need.processes):,}",
             _batch(row),
         )
@@ -168,16 +170,21 @@ def advice(found: Sequence[Row], budget: Budget) -> Iterator[str]:
     """Sentences under the table: about the first row that fits, which rounds the least."""
     best = next((row for row in found if row.num_sequences), None)
     if best is None:
-        need = min(mebibytes(row.footprint.total) for row in found)
-        yield f"Not one sequence fits: {need:,} MiB are needed and there are {budget.memory_bytes >> 20:,}."
+        least = min(mebibytes(row.footprint.total) for row in found)
+        yield f"Not one sequence fits: {least:,} MiB are needed and there are {budget.memory_bytes >> 20:,}."
         return
-    yield (
-        f"For {_batch(best)} with quantization {best.quantization}: engine.batching.maxSequences "
-        f"{best.num_sequences}, engine.kvCache.memoryMebibytes {mebibytes(best.footprint.kv_cache)}, "
-        f"model.maxModelLength {budget.context}."
-    )
+    need = best.footprint
+    settings = [
+        f"engine.batching.maxSequences {best.num_sequences}",
+        f"engine.batching.maxBatchedTokens {max(budget.max_batched_tokens, best.num_sequences)}",
+        f"engine.kvCache.memoryMebibytes {mebibytes(need.kv_cache)}",
+        f"model.maxModelLength {budget.context}",
+    ]
+    if budget.kind == "cpu":
+        settings.insert(0, f"resources.memoryMebibytes {mebibytes(need.total)}")
+    yield f"For {_batch(best)} with quantization {best.quantization}: {', '.join(settings)}."
     if budget.kind == "cuda":
-        yield "What the processes take on a GPU (context, workspaces, graphs) is an allowance and not measured yet."
+        yield "What processes (context, workspaces) and each graph take on a GPU are allowances and not measured yet."
 
 
 def _batch(row: Row) -> str:

@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from capstan_api.status import DecisionAction, DecisionStatus
+from capstan_cli import output
 from capstan_cli.measure import Outcome, Thresholds, class_name, percentile
 from capstan_cli.report import Run
 
@@ -66,8 +67,7 @@ def draw(path: Path, outcomes: Sequence[Outcome], thresholds: Mapping[str, Thres
         figure.align_ylabels(axes)
         lines = [f"{n}  {textwrap.shorten(d.message, 150, placeholder=' …')}" for n, d in enumerate(decisions, 1)]
         figure.text(0.06, (footer_in - 0.1) / height, "\n".join(lines), va="top", linespacing=1.6, color="#333333")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        output.write_picture(path, figure)
 
 
 def _classes(outcomes: Sequence[Outcome], thresholds: Mapping[str, Thresholds]) -> dict[str, str]:
@@ -90,7 +90,7 @@ def _load(axes: Axes, outcomes: Sequence[Outcome]) -> None:
     axes.fill_between(edges, arrived, step="post", color=_LOAD, alpha=0.45, linewidth=0, label="requests/s (left)")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("load")
-    right = _right(axes)
+    right = right_scale(axes)
     right.step(edges, produced, where="post", color=_TOKENS, linewidth=1.4, label="output tokens/s (right)")
     right.set_ylim(bottom=0)
     _legend(axes, right)
@@ -147,7 +147,7 @@ def _limits(axes: Axes, run: Run) -> None:
     seconds = [*(max(s, 0.0) for s, _, _ in history), end]
     tokens, sequences = [t for _, t, _ in history], [n for _, _, n in history]
     axes.step(seconds, [*tokens, tokens[-1]], where="post", color=_LIMIT, linewidth=1.6, label="batched tokens (left)")
-    right = _right(axes)
+    right = right_scale(axes)
     right.step(
         seconds, [*sequences, sequences[-1]], where="post", color=_SEQUENCES, linewidth=1.6, label="sequences (right)"
     )
@@ -189,7 +189,7 @@ def _scaling(run: Run) -> list[DecisionStatus]:
     return [d for d in run.decisions if d.action in moves and _epoch(d.time) >= run.load_started_at - 1]
 
 
-def _right(axes: Axes) -> Axes:
+def right_scale(axes: Axes) -> Axes:
     """A second scale on the right, without a grid of its own."""
     right = axes.twinx()
     right.grid(visible=False)

@@ -1,21 +1,21 @@
-"""`capstan simulate`: what a policy would have made of a trace, as a table, as JSON and as a picture.
+"""`capstan simulate`: the question that was typed, put to one policy after another.
 
-Knows how to ask and how to show; what happens in between is `capstan_sim`'s.
+Answers are the plain data of reports; `simulate_table` and `simulate_plot` show them.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from capstan_api.manifest import InvalidResource, read_document
+from capstan_api.spec import Mode
 from capstan_api.v1alpha1 import InferenceDeployment, parse
 from capstan_cli.errors import InputError
 from capstan_cli.traffic import ClassMix, span
@@ -23,8 +23,11 @@ from capstan_sim import calibration, workload
 from capstan_sim.errors import SimulationError
 from capstan_sim.events import Event
 from capstan_sim.report import report
-from capstan_sim.what_if import WhatIf
+from capstan_sim.what_if import LAWS, WhatIf
 from capstan_sim.workload import Workload
+
+_LATEST_START_S: Final = 86_400.0
+"""Of a trace whose times are no dates."""
 
 
 @dataclass(frozen=True)
@@ -56,54 +59,13 @@ def run(options: Options, console: Console) -> dict[str, dict[str, Any]]:
         # The last of many must not be found wrong when the others have been asked.
         for policy in options.policies:
             question.check(policy)
-        console.print(_sentence(options, question), style="dim", highlight=False)
+        for sentence in _sentences(options, question):
+            console.print(sentence, style="dim", highlight=False)
         bar = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
             return {policy: _answer(question, policy, progress) for policy in options.policies}
     except SimulationError as error:
         raise InputError(str(error)) from None
-
-
-def table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Policies side by side."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("policy")
-    costs = any("cost" in figures for figures in reports.values())
-    headings = ["attainment", "GPU-hours", *(["cost"] if costs else []), "scale events", "flips", "limit changes"]
-    for heading in (*headings, "bad minutes"):
-        table.add_column(heading, justify="right")
-    for name, figures in reports.items():
-        row = [f"{figures['attainment_percent']:.2f} %", f"{figures['gpu_hours']:.2f}"]
-        row += [f"{figures['cost']:.2f}"] if costs else []
-        row += [str(figures[key]) for key in ("scale_events", "flips", "limit_changes", "violation_minutes")]
-        table.add_row(name, *row)
-    return table
-
-
-def lines(reports: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    """Why requests missed, and each class, one line for each."""
-    for name, figures in reports.items():
-        for slo_class, told in figures["classes"].items():
-            if not told["requests"]:
-                continue
-            latencies = ", ".join(
-                f"{kind.upper()} p95 {told[f'{kind}_ms']['p95']:.0f} ms"
-                for kind in ("ttft", "tpot")
-                if told[f"{kind}_ms"]
-            )
-            missed = ", ".join(f"{cause.replace('_', ' ')} {count}" for cause, count in told["violations"].items())
-            attained = f"{told['attainment_percent']:.2f} % of {told['requests']} requests"
-            yield f"{name}: {slo_class} {attained}; {latencies}" + (f"; missed by {missed}" if missed else "")
-
-
-def write_json(path: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
-    """One report as it is, several under `policies`. The same reports give the same bytes."""
-    document = next(iter(reports.values())) if len(reports) == 1 else {"policies": reports}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def changed(document: Any, changes: Iterable[str]) -> Any:
@@ -147,14 +109,20 @@ def _position(elements: list[Any], name: str, change: str) -> int:
     raise InputError(f"--set {change!r}: no element is called {name}")
 
 
-def _sentence(options: Options, question: WhatIf) -> str:
+def _sentences(options: Options, question: WhatIf) -> Iterable[str]:
     """What is asked, so that a default is not taken for an answer."""
-    requests, replicas = question.workload, question.initial_replicas
-    return (
-        f"{len(requests):,} requests in {requests.arrival[-1]:,.0f} s; steps of {options.step_model}, "
-        f"{question.model.kv_tokens:,} tokens of KV; {replicas} of {question.deployment.spec.scaling.max_replicas} "
-        f"replicas at the beginning, {options.cold_start_s:g} s to start another"
+    requests, scaling = question.workload, question.deployment.spec.scaling
+    hits = f", {requests.cached.sum() / requests.prompt.sum():.0%} of their prompt tokens cached"
+    yield (
+        f"{len(requests):,} requests in {requests.arrival[-1]:,.0f} s{hits if options.prefix_hits else ''}; "
+        f"steps of {options.step_model}, {question.model.kv_tokens:,} tokens of KV; {question.initial_replicas} of "
+        f"{scaling.max_replicas} replicas at the beginning, {options.cold_start_s:g} s to start another"
     )
+    if scaling.mode is not Mode.AUTO and not set(options.policies).isdisjoint(LAWS):
+        yield (
+            f"The resource's scaling.mode is {scaling.mode}, so that nothing scales; "
+            "add --set scaling.mode=Auto to see what would"
+        )
 
 
 def _question(options: Options) -> WhatIf:
@@ -164,8 +132,12 @@ def _question(options: Options) -> WhatIf:
     initial = scaling.min_replicas if options.initial_replicas is None else options.initial_replicas
     if initial > scaling.max_replicas:
         raise InputError(f"--initial-replicas {initial} is above scaling.maxReplicas {scaling.max_replicas}")
+    requests = _workload(options, [slo.name for slo in deployment.spec.slos])
+    for text, event in zip(options.events, events, strict=True):
+        if event.start_s > requests.arrival[-1]:
+            raise InputError(f"--event {text}: the last request comes at {requests.arrival[-1]:.0f} s, before it")
     return WhatIf(
-        workload=_workload(options, [slo.name for slo in deployment.spec.slos]),
+        workload=requests,
         deployment=deployment,
         model=calibration.named(options.step_model, options.kv_tokens),
         cold_start_s=options.cold_start_s,
@@ -196,6 +168,12 @@ def _workload(options: Options, classes: Sequence[str]) -> Workload:
         raise InputError(f"--prefix-hits: {options.trace} has neither a column cached nor a session that returns")
     if options.window is not None:
         requests = requests.window(*span(options.window))
+    elif requests.arrival[0] > _LATEST_START_S:
+        start_s, stop_s = np.floor(requests.arrival[0]), np.ceil(requests.arrival[-1]) + 1
+        raise InputError(
+            f"{options.trace}: t is seconds from the start, and the first request comes at {start_s:.0f}; "
+            f"add --window {start_s:.0f}:{stop_s:.0f}"
+        )
     if options.max_prompt is not None:
         requests = requests.with_prompts_up_to(options.max_prompt)
     requests = requests.cloned(options.clones, options.seed)

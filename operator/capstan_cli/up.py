@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_cli import bench, plot, report, resource, screen
+from capstan_cli import bench, output, plot, report, resource, screen
 from capstan_cli.errors import ChecksFailed, CliError, InputError
 from capstan_cli.frames import Frame, frame
 from capstan_cli.load import TraceLoad, declared
@@ -31,6 +31,7 @@ from capstan_operator.world.processes.checkpoints import checkpoint_directory
 
 # Of the view's history; a replay is far shorter.
 _MAX_FRAMES = 20_000
+_REPORT = "report.json"
 STOPPED_AT_ONCE = 130
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -68,6 +69,8 @@ class _Session:
         _require_model(self._source())
         self._replay = Replay(options.load, options.settle_s, self._say) if options.load else None
         _require_free(options.port)
+        if options.report is not None:
+            output.file(options.report / _REPORT)
         self._run_dir = _made(options.run_dir)
         # Kept open: the lock lasts as long as this process, however that ends.
         self._lock = _locked(self._run_dir)
@@ -169,10 +172,10 @@ class _Session:
         for line in (*bench.lines(summary), *report.lines(run)):
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         if self._options.report is not None:
-            bench.write_json(self._options.report / "report.json", report.document(run))
+            output.write_json(self._options.report / _REPORT, report.document(run))
             plot.draw(self._options.report / "report.png", replayed.outcomes, thresholds, run)
             self._console.print(
-                f"Written: {self._options.report}/report.json and report.png", highlight=False, soft_wrap=True
+                f"Written: {self._options.report}/{_REPORT} and report.png", highlight=False, soft_wrap=True
             )
         failed = [name.replace("_", " ") for name, holds in report.checks(run).items() if not holds]
         if failed and self._options.check:

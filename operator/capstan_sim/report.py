@@ -44,9 +44,9 @@ def report(
     of_class = np.array(record.book.slo_class)
     thresholds = tuple(objectives.values())
     good = attained(record, thresholds)
-    causes = _causes(record, thresholds, good)
+    causes = _causes(record, thresholds)
     figures = summary(record, thresholds)
-    minutes = _minutes(record, thresholds, good)
+    minutes = _minutes(record, thresholds, good, causes)
     replica_hours = figures.gpu_hours / record.setting.model.num_gpus
     cost = {"cost": round(replica_hours * cost_per_replica_hour, 2)} if cost_per_replica_hour else {}
     return {
@@ -70,7 +70,7 @@ def report(
 
 
 def _class_figures(
-    record: Record, chosen: NDArray[np.bool_], good: NDArray[np.bool_], causes: NDArray[np.str_]
+    record: Record, chosen: NDArray[np.bool_], good: NDArray[np.bool_], causes: NDArray[np.int64]
 ) -> dict[str, Any]:
     book = record.book
     done, first = np.array(book.done), np.array(book.first)
@@ -92,21 +92,31 @@ def _percentiles(seconds: NDArray[np.float64]) -> dict[str, float]:
     return {f"p{p}": round(1000 * float(np.percentile(seconds, p)), 3) for p in _PERCENTILES}
 
 
-def _counted(causes: NDArray[np.str_], chosen: NDArray[np.bool_]) -> dict[str, int]:
-    return {cause.value: count for cause in Cause if (count := int((causes[chosen] == cause.value).sum()))}
+def _counted(causes: NDArray[np.int64], chosen: NDArray[np.bool_]) -> dict[str, int]:
+    return _named(np.bincount(causes[chosen], minlength=len(Cause)))
 
 
-def _causes(record: Record, objectives: Sequence[Objective], good: NDArray[np.bool_]) -> NDArray[np.str_]:
-    """[requests] Why each missed; of those that did not, the last cause, which means nothing."""
+def _named(counts: NDArray[np.int64]) -> dict[str, int]:
+    """Those of the counts by cause that are not 0."""
+    return {cause.value: int(count) for cause, count in zip(Cause, counts, strict=True) if count}
+
+
+def _causes(record: Record, objectives: Sequence[Objective]) -> NDArray[np.int64]:
+    """[requests] Why each missed, as a place among the causes; of those that did not it means nothing."""
     book = record.book
     arrival, first, started = np.array(book.arrival), np.array(book.first), np.array(book.started)
     late = first - arrival > np.array([o.ttft_s for o in objectives])[np.array(book.slo_class)]
     queued = started - arrival > first - started
-    return np.select(
-        [np.array(book.done) < 0, np.array(book.num_retries) > 0, late & _met_a_start(record), late & queued, late],
-        [cause.value for cause in Cause][:-1],
-        Cause.TPOT.value,
-    ).astype(np.str_)
+    conditions = [
+        np.array(book.done) < 0,
+        np.array(book.num_retries) > 0,
+        late & _met_a_start(record),
+        late & queued,
+        late,
+    ]
+    places = list(range(len(Cause)))
+    causes: NDArray[np.int64] = np.select(conditions, places[:-1], places[-1])
+    return causes
 
 
 def _met_a_start(record: Record) -> NDArray[np.bool_]:
@@ -120,14 +130,18 @@ def _met_a_start(record: Record) -> NDArray[np.bool_]:
     return met
 
 
-def _minutes(record: Record, objectives: Sequence[Objective], good: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """One row for each minute of arrivals: load, attainment of what arrived in it, and the fleet at its end."""
+def _minutes(
+    record: Record, objectives: Sequence[Objective], good: NDArray[np.bool_], causes: NDArray[np.int64]
+) -> list[dict[str, Any]]:
+    """One row for each minute of arrivals: load, what became of it, and the fleet at its end."""
     of_class, minute = np.array(record.book.slo_class), (np.array(record.book.arrival) // _BIN_S).astype(np.int64)
     num_minutes = int(minute[-1]) + 1
     arrived = np.zeros((num_minutes, len(objectives)), dtype=np.int64)
     met = np.zeros_like(arrived)
     np.add.at(arrived, (minute, of_class), 1)
     np.add.at(met, (minute, of_class), good)
+    missed = np.zeros((num_minutes, len(Cause)), dtype=np.int64)
+    np.add.at(missed, (minute[~good], causes[~good]), 1)
     needed = arrived * np.array([o.percent for o in objectives]) / 100
     looks = np.array([at for at, *_ in record.timeline])
     rows = []
@@ -141,6 +155,7 @@ def _minutes(record: Record, objectives: Sequence[Objective], good: NDArray[np.b
                 "requests_per_s": round(total / _BIN_S, 3),
                 "attainment_percent": round(100 * int(met[index].sum()) / total, 3) if total else None,
                 "violated": bool((met[index] < needed[index]).any()),
+                "violations": _named(missed[index]),
                 "ready": ready,
                 "starting": coming,
                 "in_system": present,

@@ -1,7 +1,8 @@
 """A question to the simulator: these requests, this resource, this hardware. Asked of one policy after another.
 
-The question knows policies by name only: `capstan` is the real law under the resource as it is; every other name is a
-reference policy, which gets the resource's bounds and thresholds and leaves the limits alone.
+The question knows policies by name only: `capstan` is the real law under the resource as it is, and
+`capstan_replicas_only` the same law with limits that stay at those of the peers. Every other name is a reference
+policy, which gets the resource's bounds and thresholds and leaves the limits alone.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Final
 
 from capstan_api.limits import BatchLimits
+from capstan_api.spec import LimitsMode
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render
 from capstan_sim import events as befalling
@@ -26,6 +28,9 @@ from capstan_sim.step_time import StepModel
 from capstan_sim.workload import Workload
 
 LAW: Final = "capstan"
+REPLICAS_ONLY: Final = "capstan_replicas_only"
+"""The law without its fast loop: limits stay where they stay for the peers."""
+LAWS: Final = (LAW, REPLICAS_ONLY)
 PEER_LIMITS: Final = BatchLimits(max_sequences=256, max_batched_tokens=1024)
 """Hand-picked for policies that leave the limits alone; the resource's envelope may narrow them."""
 
@@ -76,7 +81,9 @@ class WhatIf:
     def _controller(self, policy: str, setting: Setting) -> Controller:
         if policy == LAW:
             return ControlPlane(self.deployment)
-        return TargetController(policies.build(policy, setting))
+        if policy == REPLICAS_ONLY:
+            return ControlPlane(_with_fixed_limits(self.deployment, setting.limits))
+        return TargetController(policies.build(policy, setting, LAWS))
 
     def setting(self, policy: str) -> Setting:
         """What `policy` may know beforehand."""
@@ -96,3 +103,13 @@ class WhatIf:
             initial_replicas=initial,
             limits=envelope.top if policy == LAW else envelope.clamp(PEER_LIMITS),
         )
+
+
+def _with_fixed_limits(deployment: InferenceDeployment, limits: BatchLimits) -> InferenceDeployment:
+    """The same resource with engines that are started at `limits`, and stay there."""
+    spec = deployment.spec
+    fixed = {"max_sequences": limits.max_sequences, "max_batched_tokens": limits.max_batched_tokens}
+    engine = spec.engine.model_copy(update={"batching": spec.engine.batching.model_copy(update=fixed)})
+    policy = spec.scaling.batch_limits.model_copy(update={"mode": LimitsMode.FIXED})
+    scaling = spec.scaling.model_copy(update={"batch_limits": policy})
+    return deployment.model_copy(update={"spec": spec.model_copy(update={"engine": engine, "scaling": scaling})})

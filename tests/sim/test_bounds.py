@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_api.limits import BatchLimits
-from capstan_sim import bounds
-from capstan_sim.bounds import Schedule, Trial
+from capstan_sim import bounds, clairvoyant
+from capstan_sim.bounds import Bound, Schedule, Trial
+from capstan_sim.clairvoyant import Block
 from capstan_sim.measure import Summary
 from capstan_sim.policy import Objective, Setting
 from capstan_sim.simulation import TargetController, simulate
@@ -85,7 +86,7 @@ def test_staffing_orders_a_cold_start_ahead_and_not_more_than_that(
 ) -> None:
     demand = np.array(needs)
     setting = trial(BUSY_THEN_CALM, cold_start_s).setting
-    schedule = bounds.staffing(demand, safety, setting)
+    schedule = clairvoyant.staffing(demand, safety, setting)
     wanted = np.clip(np.ceil(demand + safety * np.sqrt(demand)), 1, setting.max_replicas)
     for second, replicas in enumerate(wanted):
         ordered = [t for i, t in enumerate(schedule.targets) if second - cold_start_s - 5 < 5 * i <= second]
@@ -96,10 +97,10 @@ def test_staffing_orders_a_cold_start_ahead_and_not_more_than_that(
 def test_demand_is_the_work_that_arrives_per_second() -> None:
     tried = trial(poisson((400.0, 6.0)))
     each_s = bounds.request_work_s(tried.workload, MODEL, OBJECTIVE)[0]
-    for smooth_s in bounds.SMOOTHINGS_S:
-        smooth = bounds.demand(tried, smooth_s)
+    for smooth_s in clairvoyant.SMOOTHINGS_S:
+        smooth = clairvoyant.demand(tried, smooth_s)
         assert smooth.mean() == pytest.approx(6.0 * each_s, rel=0.05)
-    assert bounds.demand(tried, 60).std() < bounds.demand(tried, 15).std()
+    assert clairvoyant.demand(tried, 60).std() < clairvoyant.demand(tried, 15).std()
 
 
 def test_a_schedule_is_followed_tick_by_tick_from_the_start() -> None:
@@ -110,7 +111,9 @@ def test_a_schedule_is_followed_tick_by_tick_from_the_start() -> None:
 
 
 def test_a_block_loses_one_replica_and_never_the_last() -> None:
-    assert Schedule([3, 2, 1, 4]).less_one(1, 3).targets == (3, 1, 1, 4)
+    block = Block(1, 3)
+    assert block.left_out((3, 2, 1, 4)) == (3, 1, 1, 4)
+    assert block.num_saved((3, 2, 1, 4)) == 1
 
 
 def test_the_static_oracle_is_the_smallest_count_that_attains_the_share() -> None:
@@ -126,39 +129,58 @@ def test_the_static_oracle_is_the_smallest_count_that_attains_the_share() -> Non
 
 
 @pytest.mark.parametrize("needed", range(1, 14))
-def test_bisection_finds_every_count(needed: int) -> None:
+@pytest.mark.parametrize("most", [None, 7])
+def test_bisection_finds_every_count(needed: int, most: int | None) -> None:
     class Known(Trial):
-        def run(self, policy: object, initial_replicas: int, *rest: object) -> Summary:
-            return Summary(99.0 if initial_replicas >= needed else 98.99, 1.0, 0, 0, 0)
+        def bound(self, schedule: Schedule, limits: BatchLimits, origin: str) -> Bound | None:
+            nobody = Bound(Summary(99.0, 1.0, 0, 0, 0), schedule, limits, origin, np.empty(0))
+            return nobody if schedule.targets[0] >= needed else None
 
     tried = trial(BUSY_THEN_CALM)
-    oracle = bounds.static_oracle(Known(tried.workload, tried.setting))
-    assert (oracle.schedule.targets if oracle else None) == ((needed,) if needed <= 12 else None)
+    oracle = bounds.static_oracle(Known(tried.workload, tried.setting), most=most)
+    assert (oracle.schedule.targets if oracle else None) == ((needed,) if needed <= (most or 12) else None)
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVE, Objective(2.0, 0.05)])
+def test_a_trial_given_up_early_would_have_failed_to_the_end(objective: Objective) -> None:
+    tried = trial(BUSY_THEN_CALM)
+    tried.setting = bounds.replace(tried.setting, objective=objective)
+    outcomes = set()
+    for count in (1, 3, 5, 6, 7):
+        found = tried.bound(Schedule([count]), LIMITS, "by hand")
+        watched = tried.run(Schedule([count]), count)
+        assert (found is not None) == (watched.attainment_percent >= 99)
+        if found is not None:
+            assert found.summary == watched
+            assert len(found.late_at) == round(len(tried.workload) * (1 - watched.attainment_percent / 100))
+            assert found.num_late(0.0, 150.0) + found.num_late(150.0, 1e9) == len(found.late_at)
+        outcomes.add(found is not None)
+    assert outcomes == {False, True}
 
 
 def test_the_clairvoyant_lies_between_the_fluid_bound_and_the_static_oracle() -> None:
     tried = trial(BUSY_THEN_CALM)
     oracle = bounds.static_oracle(tried)
     lines: list[str] = []
-    best = bounds.clairvoyant(tried, 15, limits=[LIMITS], progress=lines.append)
+    best = clairvoyant.clairvoyant(tried, limits=[LIMITS], progress=lines.append)
     assert best is not None
     assert oracle is not None
     fluid = bounds.fluid_gpu_hours(tried.workload, MODEL, OBJECTIVE)
     assert best.summary.attainment_percent >= 99
     assert fluid < best.summary.gpu_hours < 0.8 * oracle.summary.gpu_hours
-    unpruned = bounds.clairvoyant(tried, 0, limits=[LIMITS])
-    assert unpruned is not None
-    assert best.summary.gpu_hours < unpruned.summary.gpu_hours, "leaving replicas out pays"
+    started_from = float(lines[0].partition(": ")[2].split()[0])
+    assert best.summary.gpu_hours < started_from, "leaving replicas out pays"
     assert len(lines) > 1
-    again = tried.run(best.schedule, best.schedule.targets[0], best.limits)
-    assert again == best.summary, "the schedule that is handed out is the one that was measured"
+    again = tried.bound(best.schedule, best.limits, "again")
+    assert again is not None
+    assert again.summary == best.summary, "the schedule that is handed out is the one that was measured"
 
 
 def test_nobody_is_in_time_when_the_objective_is_shorter_than_a_step() -> None:
     tried = trial(poisson((30.0, 2.0)))
     tried.setting = bounds.replace(tried.setting, objective=Objective(0.001, 0.001))
     assert bounds.static_oracle(tried) is None
-    assert bounds.clairvoyant(tried, 5, limits=[LIMITS]) is None
+    assert clairvoyant.clairvoyant(tried, limits=[LIMITS]) is None
 
 
 def test_no_policy_attains_more_than_all_replicas_ordered_at_the_start() -> None:

@@ -57,6 +57,8 @@ def observe(replicas: Sequence[ReplicaLoad], now: float = 1000.0, **changes: Any
         "arrival_rate": 0.0,
         "prompt_token_rate_10s": 0.0,
         "arrivals": 0,
+        "mean_prompt": 0.0,
+        "mean_output": 0.0,
         "limits": SETTING.limits,
     }
     return Observation(**{**values, **changes})
@@ -171,14 +173,27 @@ def test_wva_tokens_sizes_by_tokens_held_and_queued() -> None:
     assert target("wva_tokens", observe([load(kv_tokens=18_000)] * 4)) == 4, "between 70 and 85 % nothing moves"
 
 
-def test_wva_tokens_learns_what_a_saturated_replica_holds_beyond_the_derived() -> None:
+def test_wva_tokens_takes_for_capacity_what_saturated_replicas_have_held() -> None:
     few = BatchLimits(max_sequences=256, max_batched_tokens=200)  # 100 sequences of 150 tokens
     policy = peer("wva_tokens", limits=few)
     assert policy.decide(observe([load(kv_tokens=15_000)] * 3, now=1000.0)).replicas == math.ceil(3 / 0.85)
-    policy.decide(observe([load(kv_tokens=20_000, waiting=5), load(), load()], now=1030.0))
-    policy.decide(observe([load(kv_tokens=1_000, waiting=5), load(), load()], now=1060.0))
-    later = observe([load(kv_tokens=19_000)] * 3, now=2000.0)
-    assert policy.decide(later).replicas == math.ceil(57_000 / 0.85 / 20_000)
+    # Half of the fleet holds 5,000 tokens with a queue: that is its own capacity, and from now on everybody's.
+    full = [load(kv_tokens=5_000, waiting=5)] * 2
+    assert policy.decide(observe(full, now=1030.0)).replicas == math.ceil(2 * (5_000 + 500) / 0.85 / 5_000)
+    later = observe([load(kv_tokens=6_000)] * 3, now=2000.0)
+    assert policy.decide(later).replicas == math.ceil(18_000 / 0.85 / 5_000)
+    # The mean of the last ten that were saturated; the median of the replicas that are there.
+    policy.decide(observe([load(kv_tokens=9_000, waiting=5)] * 9, now=2030.0))
+    capacity = (5_000 + 9 * 9_000) / 10
+    mixed = [load(kv_tokens=12_000), load(kv_tokens=12_000), load(kv_tokens=500, waiting=5)]
+    assert policy.decide(observe(mixed, now=3000.0)).replicas == math.ceil(25_000 / 0.85 / capacity)
+
+
+def test_wva_tokens_counts_the_gateways_queue_with_its_answers() -> None:
+    fleet = [load(kv_tokens=20_000)] * 4
+    waiting = 100 * (SETTING.mean_prompt + SETTING.mean_output)
+    seen = observe(fleet, gateway_queue=100)
+    assert target("wva_tokens", seen) == math.ceil((80_000 + waiting) / 0.85 / 24_000)
 
 
 def test_a_replica_of_one_slot_is_the_textbook_queue() -> None:
@@ -203,6 +218,9 @@ def test_wva_queueing_takes_the_largest_rate_within_the_means() -> None:
     assert queue.means(rate)[1] <= SETTING.objective.tpot_s < queue.means(1.01 * rate)[1]
     assert target("wva_queueing", observe([load()] * 4, arrival_rate=4.5 * rate)) == 5
     assert target("wva_queueing:0.5", observe([load()] * 4, arrival_rate=4.5 * rate)) == 9
+    # Requests twice as long as those of the trace are carried at about half of the rate.
+    longer = observe([load()] * 4, arrival_rate=4.5 * rate, mean_prompt=200.0, mean_output=200.0)
+    assert target("wva_queueing", longer) > 8
 
 
 def test_dynamo_keeps_the_forecast_floor() -> None:

@@ -1,9 +1,11 @@
 """`capstan simulate` as a person meets it: one command from a trace and a resource to a table, JSON and a picture."""
 
 import json
+from collections import Counter
 
 import pytest
 
+from capstan_api.access import Access
 from capstan_cli.errors import InputError
 from capstan_cli.simulate import changed
 from capstan_sim.what_if import WhatIf
@@ -118,7 +120,8 @@ def test_the_real_scheduler_gives_nearly_the_same(simulate, tmp_path):
 
 def test_prefix_hits_shorten_prefill(simulate, tmp_path):
     simulate("--policy", "static:1", "--json", "cold.json")
-    simulate("--policy", "static:1", "--json", "warm.json", "--prefix-hits")
+    _, out, _ = simulate("--policy", "static:1", "--json", "warm.json", "--prefix-hits")
+    assert "% of their prompt tokens cached" in " ".join(out.split())
     cold, warm = (json.loads((tmp_path / name).read_text())["classes"]["chat"] for name in ("cold.json", "warm.json"))
     assert warm["ttft_ms"]["p50"] < cold["ttft_ms"]["p50"]
 
@@ -137,7 +140,6 @@ def test_a_step_model_can_be_a_file(simulate, tmp_path):
         (["--trace", "gone.csv"], "cannot read the trace gone.csv"),
         (["--spec", "gone.yaml"], "cannot read gone.yaml"),
         (["--step-model", "a100"], "neither built in (llama3-8b-h100, llama3-70b-4xh100) nor a file"),
-        (["--policy", "magic"], "known are"),
         (["--policy", "static:99"], "an integer from 1 to 4"),
         (["--compare", "capstan,magic"], "known are"),
         (["--set", "scaling.maxReplicas"], "not PATH=VALUE"),
@@ -151,6 +153,12 @@ def test_a_step_model_can_be_a_file(simulate, tmp_path):
         (["--slo-class-mix", "vip=1"], "class vip is not declared"),
         (["--prefix-hits", "--exact"], "exclude each other"),
         (["--max-prompt", "1"], "raise the cap"),
+        (["--policy", "capstan", "--compare", "static:1"], "which names them all"),
+        (["--event", "fail@500"], "the last request comes at 160 s, before it"),
+        (["--json", "/dev/null/o.json"], "cannot write /dev/null/o.json"),
+        (["--json", "."], "it is a directory"),
+        (["--plot", "o.pdf"], "must end in .png"),
+        (["--policy", "magic"], "known are capstan, capstan_replicas_only, hpa_queue"),
     ],
 )
 def test_a_mistake_is_one_clear_sentence(simulate, arguments, words):
@@ -181,3 +189,54 @@ def test_a_request_that_only_a_part_of_a_block_could_hold_is_refused_like_any_ot
     code, _, err = simulate("--kv-tokens", "1000", "--policy", "static:1", "--exact")
     assert code == 2
     assert "one replica holds 992" in " ".join(err.split())
+
+
+def test_all_tables_fit_80_columns(simulate, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    peers = ["capstan", "hpa_concurrency:0.35", "llmd_saturation:0.35"]
+    changes = ["--set", "slos.chat.ttft.thresholdMilliseconds=30", "--slo-class-mix", "chat=3,batch=1"]
+    code, out, _ = simulate("--compare", ", ".join(peers), *changes, "--kv-tokens", "6000")
+    assert code == 0
+    assert all(any(line.startswith(name) for line in out.splitlines()) for name in peers)
+    assert "…" not in out
+    assert "missed by" in out
+    in_all = next(line for line in out.splitlines() if line.startswith("policy"))
+    assert in_all.split() == ["policy", "attained", "GPU-h", "cost", "events", "flips", "limits", "bad", "min"]
+
+
+def test_a_resource_that_only_recommends_says_that_nothing_scales(simulate):
+    _, out, _ = simulate("--set", "scaling.mode=Shadow", "--set", "scaling.replicas=1")
+    assert "add --set scaling.mode=Auto" in " ".join(out.split())
+    for arguments in ((), ("--set", "scaling.mode=Shadow", "--set", "scaling.replicas=1", "--policy", "static:1")):
+        assert "scaling.mode" not in simulate(*arguments)[1]
+
+
+def test_a_trace_of_dates_is_told_its_window(simulate, tmp_path):
+    (tmp_path / "trace.csv").write_text("t,prompt,output\n1700000000.5,10,5\n1700000060,10,5\n")
+    code, _, err = simulate("--policy", "static:1")
+    assert code == 2
+    assert "add --window 1700000000:1700000061" in " ".join(err.split())
+    assert simulate("--policy", "static:1", "--window", "1700000000:1700000061")[0] == 0
+
+
+def test_every_missed_request_is_in_its_minute_under_its_cause(simulate, tmp_path):
+    simulate("--set", "slos.chat.ttft.thresholdMilliseconds=40", "--event", "fail@60", "--json", "o.json")
+    report = json.loads((tmp_path / "o.json").read_text())
+    by_minute = Counter()
+    for row in report["timeline"]:
+        by_minute.update(row["violations"])
+    assert by_minute == report["violations"] == report["classes"]["chat"]["violations"]
+    assert by_minute.total() == round(report["requests"] * (1 - report["attainment_percent"] / 100))
+
+
+def test_a_gateways_own_log_is_a_trace(simulate, tmp_path):
+    lines = [
+        f"2026-11-21T10:00:{at:02d} INFO capstan_gateway.access "
+        + Access(1.8e9 + at, "batch" if at % 2 else "chat", 100, 20, 0.1, 0.02, "ok").line()
+        for at in range(30)
+    ]
+    (tmp_path / "gateway.log").write_text("\n".join(["something else", *lines]) + "\n")
+    code, _, err = simulate("--trace", "gateway.log", "--policy", "static:1", "--json", "o.json")
+    assert code == 0, err
+    classes = json.loads((tmp_path / "o.json").read_text())["classes"]
+    assert {name: figures["requests"] for name, figures in classes.items()} == {"chat": 15, "batch": 15}

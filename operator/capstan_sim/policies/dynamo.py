@@ -6,7 +6,7 @@ of one less would stay within a share of the objectives. Frozen while pods start
 variance. The surprising idea: going down is judged by laying the present load on N-1 engines, not by a threshold.
 
 Source: ai-dynamo/dynamo, components/src/dynamo/planner/core: load_scaling.py, throughput_scaling.py, perf_model/agg.py.
-Holt's linear method stands for its choice of predictors.
+Holt's linear method stands for its choice of predictors, with shares that no burst of one interval can run away with.
 """
 
 import math
@@ -23,8 +23,8 @@ _DOWN_SENSITIVITY = 0.8
 class Holt:
     """Double exponential smoothing (Holt, 1957): a level and a trend per interval."""
 
-    level_share: float = 0.5
-    trend_share: float = 0.3
+    level_share: float = 0.3
+    trend_share: float = 0.1
     _level: float | None = None
     _trend: float = 0.0
 

@@ -1,14 +1,15 @@
 """llm-d's workload-variant autoscaler by queueing: the largest rate at which mean TTFT and ITL keep their objectives.
 
-One replica is an M/M/1 queue whose service rate depends on how many requests share the engine. Knows means only: equal
-requests, Poisson arrivals, steady state; a tail is outside of it. The surprising idea: the whole engine is one number
-per batch size, the rate mu(n) at which n requests leave.
+One replica is an M/M/1 queue whose service rate depends on how many requests share the engine. Knows means only, those
+of the last minute: equal requests, Poisson arrivals, steady state; a tail is outside of it. The surprising idea: the
+whole engine is one number per batch size, the rate mu(n) at which n requests leave.
 
 Source: llm-inferno/queue-analysis, pkg/analyzer/queueanalyzer.go; the constants come from the true step model here and
 from an extended Kalman filter in the field.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,11 +87,17 @@ class WvaQueueing:
     interval_s = 60.0
 
     def __init__(self, setting: Setting, knob: float) -> None:
-        self._rate = ReplicaQueue(setting).largest_rate() * knob
+        self._setting = setting
+        self._knob = knob
         self._max_replicas = setting.max_replicas
         self._window = DownWindow(_DOWN_WINDOW_S, setting.initial_replicas)
 
     def decide(self, seen: Observation) -> Target:
-        """Replicas for the arrival rate of the last minute."""
-        advice = math.ceil(seen.arrival_rate / self._rate)
+        """Replicas for the arrival rate of the last minute, at its mean lengths."""
+        advice = math.ceil(seen.arrival_rate / (self._knob * self._queue(seen).largest_rate()))
         return Target(max(1, min(self._window.settle(seen.now, advice, seen.target), self._max_replicas)))
+
+    def _queue(self, seen: Observation) -> ReplicaQueue:
+        if not seen.mean_output:
+            return ReplicaQueue(self._setting)
+        return ReplicaQueue(replace(self._setting, mean_prompt=seen.mean_prompt, mean_output=seen.mean_output))

@@ -4,7 +4,7 @@ The knob scales the load that one replica may carry: 1 is the published default,
 names and the knobs' range; each law is a module beside it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from capstan_sim.errors import SimulationError
@@ -39,14 +39,14 @@ KNOBS = (1.0, 0.6, 0.35)
 """The knobs that the comparison runs."""
 
 
-def build(text: str, setting: Setting) -> Policy:
-    """The policy that `text` names; raises SimulationError that says what may be written."""
+def build(text: str, setting: Setting, others: Iterable[str] = ()) -> Policy:
+    """The policy that `text` names; raises SimulationError that says what may be written, with `others` before it."""
     name, _, argument = text.partition(":")
     if name == STATIC:
         return Static(_count(argument, setting.max_replicas))
     peer = PEERS.get(name)
     if peer is None:
-        known = ", ".join([*PEERS, f"{STATIC}:N"])
+        known = ", ".join([*others, *PEERS, f"{STATIC}:N"])
         raise SimulationError(f"policy {text!r}: unknown name {name!r}; known are {known}")
     return peer(setting, _knob(text, argument))
 
