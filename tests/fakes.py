@@ -7,13 +7,13 @@ overwritten wrongly changes the output, exactly as it would with a real model.
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from capstan_api.engine_args import EngineArgs
 from capstan_engine.engine import Engine
 from capstan_engine.messages import SamplingParams, Submit, TokenLogprobs
 from capstan_engine.scheduler.scheduler import Scheduler
-from capstan_engine.scheduler.step import Sampled, ScheduledRequest, StepPlan, StepResult
+from capstan_engine.scheduler.step import UNKNOWN, Sampled, ScheduledRequest, StepPlan, StepResult
 from memory_figures import FIGURES
 
 
@@ -34,9 +34,14 @@ class FakeRunner:
         self.step_s = step_s
         self.plans: list[StepPlan] = []
         self._slots: dict[tuple[int, int], int] = {}
+        self._drawn: dict[str, int] = {}
 
     def warm_up(self) -> None:
         pass
+
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        result = self.execute(plan) if plan else StepResult()
+        return lambda: result
 
     def execute(self, plan: StepPlan) -> StepResult:
         if self.explode:
@@ -47,16 +52,17 @@ class FakeRunner:
         result = StepResult()
         for request in plan.scheduled:
             past = self._past(request)
+            self._write(request, past)
             if request.request_id in self.broken:
                 result.errors[request.request_id] = "logits are not finite"
                 continue
-            self._write(request, past)
             if request.params.prompt_logprobs is not None:
                 result.prompt_logprobs[request.request_id] = list(self._prompt_logprobs(request))
             if request.samples:
                 token = self._sample(request, self._past(request, request.start + request.num_tokens))
                 logprobs = None if request.params.logprobs is None else _logprobs(token)
                 result.sampled[request.request_id] = Sampled(token, logprobs)
+        self._drawn = {request_id: sampled.token_id for request_id, sampled in result.sampled.items()}
         return result
 
     def _past(self, request: ScheduledRequest, length: int | None = None) -> int:
@@ -71,13 +77,15 @@ class FakeRunner:
 
     def _write(self, request: ScheduledRequest, past: int) -> None:
         for position, token in enumerate(request.token_ids, request.start):
-            value = digest("kv", past, token)
+            # One that failed has drawn nothing; what follows it is dropped.
+            known = self._drawn.get(request.request_id, 0) if token == UNKNOWN else token
+            value = digest("kv", past, known)
             self._slots[self._slot(request, position)] = value
             past = digest(past, value)
 
     def _sample(self, request: ScheduledRequest, past: int) -> int:
         params = request.params
-        masked = params.stop_token_ids if len(request.output_token_ids) < params.min_tokens else ()
+        masked = params.stop_token_ids if request.position < params.min_tokens else ()
         return next(
             token
             for attempt in range(1000)

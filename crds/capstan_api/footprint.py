@@ -30,11 +30,13 @@ class Footprint:
     kv_cache: int
     step: int
     """The largest step, or the loading of the largest fused weight, whichever is more."""
+    graphs: int
+    """Steps that are recorded for the device to repeat."""
     processes: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.step + self.processes
+        return self.weights + self.kv_cache + self.step + self.graphs + self.processes
 
 
 class MemoryFigures(BaseModel):
@@ -49,6 +51,9 @@ class MemoryFigures(BaseModel):
     step_token: int = Field(ge=0, description="Bytes of a step for each token in it.")
     step_position: int = Field(ge=0, description="Bytes of a step for each position that a sequence may have.")
     step_sequence: int = Field(ge=0, description="Bytes of a step for each sequence in it.")
+    graph_sequence: int = Field(
+        default=0, ge=0, description="Bytes of recorded steps for each sequence in the largest of them."
+    )
     loading: int = Field(ge=0, description="Bytes that loading takes for a moment, beside what stays.")
     processes: int = Field(ge=0, description="Bytes of the processes with no model.")
     max_positions: int = Field(ge=1, description="Longest sequence that the model is meant for, in tokens.")
@@ -75,6 +80,7 @@ class MemoryFigures(BaseModel):
             weights=self.weights + demand.max_model_len * self.position,
             kv_cache=demand.kv_cache_bytes,
             step=max(step, self.loading),
+            graphs=demand.max_sequences * self.graph_sequence,
             processes=self.processes,
         )
 
@@ -96,6 +102,7 @@ class MemoryFigures(BaseModel):
         return (
             f"{enough} MiB of memory are needed ({mebibytes(need.weights)} weights, "
             f"{mebibytes(need.kv_cache)} KV cache, {mebibytes(need.step)} for a step, "
+            f"{f'{mebibytes(need.graphs)} for graphs, ' if need.graphs else ''}"
             f"{mebibytes(need.processes)} for the processes) and there are {available_bytes >> 20}; "
             f"{' '.join(remedies)}"
         )

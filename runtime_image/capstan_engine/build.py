@@ -35,7 +35,7 @@ def build_engine(args: EngineArgs, progress: Callable[[Loading], None]) -> tuple
             block_size=args.block_size,
             max_model_len=args.max_model_len,
             num_threads=args.num_threads,
-            device=device.kind(),
+            device=(kind := device.kind()),
             max_batched_tokens=args.envelope.max_batched_tokens,
             max_sequences=args.envelope.max_sequences,
             progress=lambda done, total: progress(Loading(StartupPhase.LOADING, done, total)),
@@ -50,7 +50,8 @@ def build_engine(args: EngineArgs, progress: Callable[[Loading], None]) -> tuple
         max_queued_requests=args.max_queued_requests,
         prefix_caching=args.prefix_caching,
     )
-    return Engine(scheduler, runner), phases
+    # On a CPU to launch a step is to compute it: there is nothing to hide anything behind.
+    return Engine(scheduler, runner, overlap=kind != "cpu"), phases
 
 
 @contextmanager

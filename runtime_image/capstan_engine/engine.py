@@ -1,18 +1,26 @@
-"""The step loop's body: plan, execute, commit, and one record of it.
+"""The step loop's body: plan, launch, wait for the result, commit, and one record of it.
 
-Knows no socket, no asyncio and no text; who calls `step` and where its update goes is the core's business.
+Knows no socket, no asyncio and no text; who calls `step` and where its update goes is the core's business. Surprising
+idea: overlap is the order of these four and nothing else. A device that computes by itself gets its next step launched
+before the result of the last one is awaited; what planning, launching and committing take is then hidden behind it.
 """
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from capstan_api.footprint import MemoryFigures
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import RequestError
-from capstan_engine.messages import CoreState, Ready, StepSample, Submit, Update
+from capstan_engine.messages import CoreState, Output, Ready, StepSample, Submit, Update
 from capstan_engine.scheduler.scheduler import Scheduler
 from capstan_engine.scheduler.step import StepPlan, StepResult
+
+Landing = Callable[[], StepResult]
+"""Waits until a launched step has run, and returns what came of it."""
 
 
 class Runner(Protocol):
@@ -24,16 +32,40 @@ class Runner(Protocol):
     @property
     def figures(self) -> MemoryFigures: ...
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def launch(self, plan: StepPlan) -> Landing:
+        """Start a step, empty or not, behind those that were launched before. A token of it may be `UNKNOWN`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was launched and has not been committed."""
+
+    plan: StepPlan
+    land: Landing
+    started: float
 
 
 class Engine:
-    """A scheduler and a runner, joined. `clock` must be the one that stamps `Submit.arrival_time` and deadlines."""
+    """A scheduler and a runner, joined. `clock` must be the one that stamps `Submit.arrival_time` and deadlines.
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, *, clock: Callable[[], float] = time.monotonic) -> None:
+    With `overlap` a step is launched before the result of the one before is awaited. It pays where launching returns
+    before the step has run; what requests get is the same.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        *,
+        overlap: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
+        self._overlap = overlap
         self._clock = clock
+        self._flights: deque[_Flight] = deque()
+        self._last_landing = -math.inf
         self._vocab_size = runner.vocab_size
         self._num_steps = 0
         self._num_heartbeats = 0
@@ -41,7 +73,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or bool(self._flights)
 
     def submit(self, submit: Submit) -> None:
         """Accept a request. Raises RequestTooLarge, QueueFull, or RequestError for one that makes no sense."""
@@ -60,14 +92,21 @@ class Engine:
         self._scheduler.set_limits(limits)
 
     def step(self) -> Update:
-        """Compute one step. The update holds no sample when there was nothing to compute."""
+        """Launch one step and commit one: the same, or with overlap the one before.
+
+        The update holds no sample when nothing was computed or nothing has been committed yet.
+        """
         started = self._clock()
         plan = self._scheduler.plan(started)
-        result = self._runner.execute(plan) if plan else StepResult()
-        outputs = self._scheduler.commit(plan, result, self._clock())
-        ended = self._clock()
-        self._busy_seconds += ended - started
-        samples = [self._sample(plan, started, ended)] if plan else []
+        self._flights.append(_Flight(plan, self._runner.launch(plan), started))
+        outputs: list[Output] = []
+        samples: list[StepSample] = []
+        # Behind a step without any work nothing is hidden.
+        num_left = 1 if self._overlap and plan else 0
+        while len(self._flights) > num_left:
+            flight = self._flights.popleft()
+            outputs += self._scheduler.commit(flight.plan, flight.land(), self._clock())
+            samples += self._landed(flight)
         return Update(outputs=outputs, steps=samples, state=self.state())
 
     def state(self) -> CoreState:
@@ -104,14 +143,23 @@ class Engine:
             state=self.state(),
         )
 
-    def _sample(self, plan: StepPlan, started: float, ended: float) -> StepSample:
+    def _landed(self, flight: _Flight) -> list[StepSample]:
+        """Count the step. While the one before was still running its time was not its own."""
+        plan, ended = flight.plan, self._clock()
+        seconds = ended - max(flight.started, self._last_landing)
+        self._busy_seconds += seconds
+        self._last_landing = ended
+        if not plan:
+            return []
         self._num_steps += 1
-        return StepSample(
-            number=self._num_steps,
-            time=ended,
-            seconds=ended - started,
-            prefill_tokens=plan.num_prefill_tokens,
-            decode_sequences=plan.num_decodes,
-            context_tokens=plan.context_tokens,
-            attention_pairs=plan.attention_pairs,
-        )
+        return [
+            StepSample(
+                number=self._num_steps,
+                time=ended,
+                seconds=seconds,
+                prefill_tokens=plan.num_prefill_tokens,
+                decode_sequences=plan.num_decodes,
+                context_tokens=plan.context_tokens,
+                attention_pairs=plan.attention_pairs,
+            )
+        ]

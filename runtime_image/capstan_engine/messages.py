@@ -126,7 +126,7 @@ class StepSample(msgspec.Struct, frozen=True, array_like=True):
     time: float
     """Monotonic seconds at the step's end."""
     seconds: float
-    """Duration: plan, execute and commit."""
+    """Duration: plan, launch, wait and commit; of overlapping steps, the part after the last one's end."""
     prefill_tokens: int
     decode_sequences: int
     context_tokens: int

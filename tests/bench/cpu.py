@@ -21,21 +21,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from peers_cpu import ROOT, Clock, Llama, Run, Transformers, as_gguf, install_llama
+from checkpoints import SHAPES, checkpoint
+from ours import Ours
+from peers_cpu import LLAMA, Llama, Run, Transformers, as_gguf
+from results import BUILD, keep
 
-from capstan_api.engine_args import Precision, Quantization
-from capstan_api.limits import BatchLimits
-from capstan_engine.engine import Engine
-from capstan_engine.messages import SamplingParams, Submit
-from capstan_engine.runner.load import build_runner
-from capstan_engine.scheduler.scheduler import Scheduler
+from capstan_api.engine_args import Quantization
 
-_BUILD = ROOT / "build" / "bench"
-_SHIPPED = ROOT / "runtime_image" / "models" / "capstan-tiny"
-_SHAPES = {
-    "125m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32},
-}
 # Ours, and what llama.cpp calls its nearest: 4 bits in groups of 32 as well, the head at 8 bits for ours and 6 for it.
 _FORMATS = {
     "bf16": (Quantization.NONE, "BF16"),
@@ -44,83 +36,6 @@ _FORMATS = {
     "int4": (Quantization.INT4_GROUP32, "Q4_0"),
 }
 _PROMPT_TOKENS = {1: 512, 8: 128}
-_BLOCK_SIZE = 16
-
-
-class Ours:
-    """The engine with its real scheduler, in this process."""
-
-    def __init__(
-        self, model_dir: Path, quantization: Quantization, *, threads: int, most: int, tokens: int, clock: Clock
-    ) -> None:
-        self._clock = clock
-        config = json.loads((model_dir / "config.json").read_text())
-        width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        token_bytes = 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width
-        runner = build_runner(
-            model_dir,
-            precision=Precision.BFLOAT16,
-            quantization=quantization,
-            kv_cache_bytes=(most + 1) * (tokens + _BLOCK_SIZE) * token_bytes,
-            block_size=_BLOCK_SIZE,
-            max_model_len=tokens,
-            num_threads=threads,
-        )
-        runner.warm_up()
-        scheduler = Scheduler(
-            num_blocks=runner.num_blocks,
-            block_size=_BLOCK_SIZE,
-            max_model_len=tokens,
-            limits=BatchLimits(max_sequences=most, max_batched_tokens=2048),
-            max_queued_requests=most,
-            prefix_caching=False,
-        )
-        self._engine = Engine(scheduler, runner)
-
-    def run(self, prompts: Sequence[list[int]], num_tokens: int) -> Run:
-        params = SamplingParams(seed=0, max_tokens=num_tokens, temperature=0.0)
-        tokens: dict[str, list[int]] = {}
-        started = self._clock()
-        for number, prompt in enumerate(prompts):
-            tokens[f"{number}"] = []
-            self._engine.submit(Submit(f"{number}", prompt, params, time.monotonic()))
-        first = 0.0
-        while self._engine.has_work:
-            for output in self._engine.step().outputs:
-                tokens[output.request_id] += output.token_ids
-            if not first and all(tokens.values()):
-                first = self._clock()
-        return Run(first - started, self._clock() - first, list(tokens.values()))
-
-
-def checkpoint(shape: str) -> Path:
-    """A directory with random bfloat16 weights of this shape, written once; or the shipped model."""
-    if shape == "tiny":
-        return _SHIPPED
-    directory = _BUILD / shape
-    if not (directory / "model.safetensors").exists():
-        config = transformers.LlamaConfig(
-            vocab_size=32000,
-            num_key_value_heads=4,
-            max_position_embeddings=4096,
-            tie_word_embeddings=shape == "125m",
-            bos_token_id=None,
-            eos_token_id=None,
-            **_SHAPES[shape],
-        )
-        with torch.device("meta"):
-            model = transformers.LlamaForCausalLM(config)
-        model = model.to(torch.bfloat16).to_empty(device="cpu")
-        model.tie_weights()
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name:
-                    parameter.fill_(1)
-                else:
-                    parameter.normal_(0, 0.02, generator=generator)
-        model.save_pretrained(directory)
-    return directory
 
 
 def compare(shape: str, form: str, args: argparse.Namespace, with_llama: bool) -> Iterator[dict[str, object]]:
@@ -133,7 +48,17 @@ def compare(shape: str, form: str, args: argparse.Namespace, with_llama: bool) -
     clock = time.process_time if args.processor_time else time.perf_counter
     with ExitStack() as stack:
         contestants: dict[str, Callable[[Sequence[list[int]], int], Run]] = {
-            "ours": Ours(model_dir, quantization, threads=args.threads, most=most, tokens=longest, clock=clock).run
+            "ours": _runs(
+                Ours(
+                    model_dir,
+                    sequences=most,
+                    longest=longest,
+                    kv_tokens=most * longest,
+                    quantization=quantization,
+                    threads=args.threads,
+                    clock=clock,
+                )
+            )
         }
         if with_llama and shape != "tiny":
             gguf = as_gguf(model_dir, kind)
@@ -155,6 +80,15 @@ def compare(shape: str, form: str, args: argparse.Namespace, with_llama: bool) -
             yield from _records(f"{shape} {form} B{batch}", runs, batch, length, args.output_tokens)
 
 
+def _runs(ours: Ours) -> Callable[[Sequence[list[int]], int], Run]:
+    def run(prompts: Sequence[list[int]], num_tokens: int) -> Run:
+        courses = ours.run(prompts, [num_tokens] * len(prompts))
+        first, last = (max(course[index] for course in courses) for index in (0, 1))
+        return Run(first, last - first, [course.tokens for course in courses])
+
+    return run
+
+
 def _records(
     case: str, runs: dict[str, list[Run]], batch: int, length: int, output_tokens: int
 ) -> Iterator[dict[str, object]]:
@@ -170,7 +104,7 @@ def _records(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=["tiny", *_SHAPES], default=["125m", "1.1b"])
+    parser.add_argument("--shapes", nargs="+", choices=["tiny", *SHAPES], default=["125m", "1.1b"])
     parser.add_argument("--formats", nargs="+", choices=list(_FORMATS), default=list(_FORMATS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -181,14 +115,16 @@ def main() -> None:
         action="store_true",
         help="with one thread, on a machine that others use too: count what each process got of the processor",
     )
-    parser.add_argument("--json", type=Path, default=_BUILD / "cpu.json")
+    parser.add_argument("--json", type=Path, default=BUILD / "cpu.json")
     args = parser.parse_args()
     if args.processor_time and args.threads > 1:
         parser.error("--processor-time needs --threads 1: threads that wait for each other take processor time as well")
+    # A GPU that is there would be taken.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    missing = install_llama()
+    missing = LLAMA.install()
     if missing:
         print(f"LEFT OUT llama.cpp: {missing}")
     print(
@@ -206,8 +142,7 @@ def main() -> None:
                     f"| {record['ratio']} | {record['same']:.0%} |",
                     flush=True,
                 )
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(records, indent=1) + "\n")
+    keep(args.json, records)
 
 
 if __name__ == "__main__":

@@ -26,18 +26,22 @@ from triton.runtime.errors import OutOfResources
 
 from capstan_engine.kernels import Draw, KvLayout, Span, triton
 from capstan_engine.kernels.triton.decode import decode
+from capstan_engine.kernels.triton.gemm import gemm
 from capstan_engine.kernels.triton.machine import DEVICE
 from capstan_engine.kernels.triton.planning import TritonPlan
 from capstan_engine.kernels.triton.prefill import prefill
-from capstan_engine.kernels.triton.tiles import Tile, shape_of
+from capstan_engine.kernels.triton.tiles import GEMM, GemmTile, Tile, gemm_rows, shape_of
 from capstan_engine.kernels.triton.tuning import (
     SHIPPED,
+    Known,
     Measured,
-    Problem,
+    attention_problem,
     candidates,
     extend,
     extended,
     fastest,
+    gemm_problem,
+    read_again,
     tile_for,
 )
 
@@ -87,7 +91,20 @@ class Sizes:
     prompts: Sequence[tuple[int, int]] = ((1, 1024), (4, 2048), (1, 16384))
     """Sequences and their length."""
     rows: Sequence[int] = (64, 8192)
+    gemm_rows: Sequence[int] = (1, 16, 32, 64, 128, 256)
     dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def weights(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of the model's products."""
+        width = self.num_heads * self.width
+        return {
+            "qkv": (width + 2 * self.num_kv_heads * self.width, self.hidden),
+            "output": (self.hidden, width),
+            "gate and up": (2 * self.inner, self.hidden),
+            "down": (self.hidden, self.inner),
+            "head": (self.vocab, self.hidden),
+        }
 
 
 @dataclass(frozen=True)
@@ -126,10 +143,13 @@ def attention(sizes: Sizes, num: int, context: int, length: int) -> Attention:
     layout = KvLayout(num * per_sequence, sizes.num_kv_heads, sizes.block_size)
     scattered = torch.randperm(layout.num_blocks).view(num, per_sequence).tolist()
     spans = [Span(context - length, length, table) for table in scattered]
+    stage = triton.new_stage()
+    plan = triton.plan_attention(spans, layout, [None], sizes.dtype, stage)[None]
+    stage.send()
     return Attention(
         torch.randn(num * length, sizes.num_heads, sizes.width, dtype=sizes.dtype, device=DEVICE),
         torch.randn(2, *layout, sizes.width, dtype=sizes.dtype, device=DEVICE),
-        triton.plan_attention(spans, layout, [None], sizes.dtype)[None],
+        plan,
     )
 
 
@@ -148,6 +168,7 @@ def lines(clock: Clock, sizes: Sizes, compiled: Callable[[Call], Call]) -> Itera
     limit = ceilings(clock, sizes)
     yield from _decode_lines(clock, sizes, limit)
     yield from _prefill_lines(clock, sizes, limit, compiled(flex_attention.flex_attention))
+    yield from _product_lines(clock, sizes, limit)
     for rows in sizes.rows:
         yield from _elementwise_lines(clock, sizes, limit, rows)
     yield from _sampler_lines(clock, sizes)
@@ -194,6 +215,19 @@ def _is_causal(_batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, k
     return query >= key
 
 
+def _product_lines(clock: Clock, sizes: Sizes, limit: Ceilings) -> Iterator[Line]:
+    """As the engine chooses between cuBLAS and our own: without measured tiles both are the same."""
+    for name, (outputs, inputs) in sizes.weights.items():
+        weight = _random(sizes, outputs, inputs)
+        chosen = triton.pack_linear(weight, None)
+        for rows in sizes.gemm_rows[:4]:
+            case = f"product {name}, {rows} rows"
+            x = _random(sizes, rows, inputs)
+            ours = clock.graph(partial(chosen, x))
+            yield _time(case, ours, "copy", weight.nbytes / limit.bytes_per_us)
+            yield _time(case, ours, "cuBLAS", clock.graph(partial(functional.linear, x, weight)))
+
+
 def _elementwise_lines(clock: Clock, sizes: Sizes, limit: Ceilings, rows: int) -> Iterator[Line]:
     case = f"residual and norm, {rows} rows"
     x, delta = _random(sizes, 2, rows, sizes.hidden)
@@ -222,8 +256,11 @@ def _sampler_lines(clock: Clock, sizes: Sizes) -> Iterator[Line]:
     rows = sizes.rows[0]
     logits = 3 * _random(sizes, rows, sizes.vocab)
     draws = [Draw(0.8, 50, 0.9, 0.0, seed, 0, None, {}) for seed in range(rows)]
-    ours = clock.eager(partial(triton.choose_tokens, logits, draws))
-    yield _time(f"top-k and top-p, {rows} rows", ours, "torch.sort", clock.eager(partial(_sorting, logits)))
+    stage = triton.new_stage()
+    rules = triton.plan_draws(draws, stage)
+    stage.send()
+    ours = clock.graph(partial(triton.choose_tokens, logits, rules, torch.empty(0, dtype=torch.int64, device=DEVICE)))
+    yield _time(f"top-k and top-p, {rows} rows", ours, "torch.sort", clock.graph(partial(_sorting, logits)))
 
 
 def _sorting(logits: torch.Tensor) -> torch.Tensor:
@@ -243,26 +280,55 @@ def _rate(case: str, flops: float, ours_us: float, peer: str, peer_us: float) ->
     return Line(case, flops / ours_us / 1e6, "TFLOP/s", peer, flops / peer_us / 1e6, peer_us / ours_us)
 
 
-def tune(clock: Clock, sizes: Sizes, gpu: str) -> dict[Problem, Measured]:
-    """The fastest tiles for the model of `sizes`, at the second of its cases each."""
+def tune(clock: Clock, sizes: Sizes, gpu: str) -> Known:
+    """The fastest tiles for the model of `sizes`: of attention, and of those products in which they beat cuBLAS."""
+    return _tuned_attention(clock, sizes, gpu) | _tuned_products(clock, sizes, gpu)
+
+
+def _tuned_products(clock: Clock, sizes: Sizes, gpu: str) -> Known:
+    """For each weight and number of rows. A tile must be faster by a twentieth to be worth another order of sums."""
+    known: Known = {}
+    for outputs, inputs in sizes.weights.values():
+        weight = _random(sizes, outputs, inputs)
+        for rows in sizes.gemm_rows:
+            x = _random(sizes, rows, inputs)
+
+            def microseconds(tile: GemmTile, x: torch.Tensor = x, weight: torch.Tensor = weight) -> float | None:
+                return _time_of(clock, partial(gemm, x, weight, None, tile))
+
+            best = fastest((tile for tile in GEMM if tile.rows <= gemm_rows(max(rows, 2))), microseconds)
+            if best is not None and best.microseconds < 0.95 * clock.graph(partial(functional.linear, x, weight)):
+                problem = gemm_problem(gpu, gemm_rows(rows), outputs, inputs, sizes.dtype.itemsize)
+                known[problem] = Measured(tuple(best.tile), best.microseconds)
+    return known
+
+
+def _time_of(clock: Clock, call: Callable[[], object]) -> float | None:
+    """None where the GPU cannot run it."""
+    try:
+        return clock.graph(call)
+    except OutOfResources:
+        return None
+
+
+def _tuned_attention(clock: Clock, sizes: Sizes, gpu: str) -> Known:
+    """At the second of the cases each."""
     problem = (sizes.width, sizes.dtype.itemsize, sizes.num_heads // sizes.num_kv_heads)
     num, context = sizes.decodes[1]
     prompts, length = sizes.prompts[1]
     cases = {"decode": attention(sizes, num, context, 1), "prefill": attention(sizes, prompts, length, length)}
-    measured = {}
+    known: Known = {}
     for kernel, case in cases.items():
 
         def microseconds(tile: Tile, kernel: str = kernel, case: Attention = case) -> float | None:
-            try:
-                return clock.graph(partial(case.run_with, kernel, tile))
-            except OutOfResources:
-                return None
+            return _time_of(clock, partial(case.run_with, kernel, tile))
 
-        shape = shape_of(*problem[:2])
-        measured[Problem(kernel, gpu, shape, problem[2])] = fastest(
-            candidates(tile_for(kernel, *problem)), microseconds
+        best = fastest(candidates(tile_for(kernel, *problem)), microseconds)
+        assert best is not None, f"this GPU can run no tile of {kernel}"
+        known[attention_problem(kernel, gpu, shape_of(*problem[:2]), problem[2])] = Measured(
+            tuple(best.tile), best.microseconds
         )
-    return measured
+    return known
 
 
 def _graph_us(call: Callable[[], object]) -> float:
@@ -286,7 +352,7 @@ def main() -> None:
         if arguments.tune:
             found = tune(clock, Sizes(), gpu)
             extend(SHIPPED if arguments.tune == "shipped" else extended(), found)
-            tile_for.cache_clear()
+            read_again()
             for problem, measured in found.items():
                 print(problem.kernel, measured)
         table = []

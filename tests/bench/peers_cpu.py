@@ -4,20 +4,22 @@ Every contestant has one method, `run(prompts, num_tokens) -> Run`, and decodes 
 """
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 import transformers
+from environments import Environment
 
-ROOT = Path(__file__).parents[2]
-_ENVIRONMENT = ROOT / "build" / "peers" / "llama"
-_LLAMA = ("llama-cpp-python==0.3.36", "gguf==0.19.0")
-_INSTALL_TIMEOUT_S = 900
+LLAMA = Environment(
+    "llama",
+    requirements=("llama-cpp-python==0.3.36", "gguf==0.19.0"),
+    imports=("gguf", "llama_cpp"),
+    variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+    takes="about 7 minutes of compiling",
+)
 
 Clock = Callable[[], float]
 """`time.perf_counter` or `time.process_time`."""
@@ -69,7 +71,7 @@ class Llama:
     def __init__(self, gguf: Path, *, threads: int, sequences: int, tokens: int, clock: Clock) -> None:
         arguments = ["serve", str(gguf), str(threads), str(sequences), str(tokens), clock.__name__]
         self._process = subprocess.Popen(
-            [_ENVIRONMENT / "bin" / "python", Path(__file__).with_name("peers_llama.py"), *arguments],
+            [LLAMA.python, Path(__file__).with_name("peers_llama.py"), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -98,37 +100,13 @@ class Llama:
         return json.loads(line)
 
 
-def install_llama() -> str | None:
-    """Have llama.cpp in its environment. Returns why there is none, or None."""
-    if not (_ENVIRONMENT / "bin" / "python").exists():
-        uv = Path(sys.executable).with_name("uv")
-        print("installing llama.cpp into build/peers, once: about 7 minutes of compiling …", file=sys.stderr)
-        for command in (
-            [uv, "venv", "--quiet", "--python", sys.executable, _ENVIRONMENT],
-            [uv, "pip", "install", "--quiet", "--python", _ENVIRONMENT / "bin" / "python", *_LLAMA],
-        ):
-            try:
-                done = subprocess.run(
-                    command,
-                    env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"},
-                    timeout=_INSTALL_TIMEOUT_S,
-                    check=False,
-                )
-            except (OSError, subprocess.TimeoutExpired) as error:
-                return f"installing it failed: {error}"
-            if done.returncode:
-                return f"installing it failed with exit code {done.returncode}"
-    probe = subprocess.run([_ENVIRONMENT / "bin" / "python", "-c", "import gguf, llama_cpp"], capture_output=True)
-    return None if probe.returncode == 0 else f"it cannot be imported; remove {_ENVIRONMENT} to install it anew"
-
-
 def as_gguf(model_dir: Path, kind: str) -> Path:
     """The checkpoint as GGUF of a kind (BF16, Q8_0, Q4_0), written once."""
     target = model_dir / f"{kind}.gguf"
     if not target.exists():
         script = Path(__file__).with_name("peers_llama.py")
         subprocess.run(
-            [_ENVIRONMENT / "bin" / "python", script, "convert", model_dir, target, kind],
+            [LLAMA.python, script, "convert", model_dir, target, kind],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """What a request gets depends on the request alone: through the real scheduler, engine and model, in float32.
 
-The strongest tests of the engine: batching, chunking, caching and preemption may change when a token is computed, never
-which one it is.
+The strongest tests of the engine: batching, chunking, caching, preemption and overlap may change when a token is
+computed, never which one it is.
 """
 
 import itertools
@@ -28,6 +28,12 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return load_runner(directory, block_size=BLOCK_SIZE)
 
 
+@pytest.fixture(params=[False, True], ids=["in turn", "overlapping"])
+def overlap(request: pytest.FixtureRequest) -> bool:
+    """Whether a step is launched before the tokens of the last one are known."""
+    return bool(request.param)
+
+
 def new_engine(
     runner: Runner,
     *,
@@ -35,6 +41,7 @@ def new_engine(
     max_batched_tokens: int = 512,
     num_blocks: int | None = None,
     prefix_caching: bool = True,
+    overlap: bool = False,
 ) -> Engine:
     scheduler = Scheduler(
         num_blocks=num_blocks or runner.num_blocks,
@@ -45,7 +52,7 @@ def new_engine(
         prefix_caching=prefix_caching,
     )
     ticks = itertools.count()
-    return Engine(scheduler, runner, clock=lambda: float(next(ticks)))
+    return Engine(scheduler, runner, overlap=overlap, clock=lambda: float(next(ticks)))
 
 
 def run(engine: Engine, submits: Sequence[Submit]) -> dict[str, list[int]]:
@@ -88,26 +95,28 @@ def alone(runner: Runner) -> dict[str, list[int]]:
     return {s.request_id: run(new_engine(runner, prefix_caching=False), [s])[s.request_id] for s in requests()}
 
 
-def test_batched_equals_alone(runner: Runner, alone: dict[str, list[int]]) -> None:
+def test_batched_equals_alone(runner: Runner, alone: dict[str, list[int]], overlap: bool) -> None:
     assert all(len(tokens) == MAX_TOKENS for tokens in alone.values())
-    assert run(new_engine(runner), requests()) == alone
+    assert run(new_engine(runner, overlap=overlap), requests()) == alone
 
 
 @pytest.mark.parametrize("max_batched_tokens", [8, 9, 31])
-def test_chunked_equals_whole(runner: Runner, alone: dict[str, list[int]], max_batched_tokens: int) -> None:
-    assert run(new_engine(runner, max_batched_tokens=max_batched_tokens), requests()) == alone
+def test_chunked_equals_whole(
+    runner: Runner, alone: dict[str, list[int]], max_batched_tokens: int, overlap: bool
+) -> None:
+    assert run(new_engine(runner, max_batched_tokens=max_batched_tokens, overlap=overlap), requests()) == alone
 
 
-def test_cached_equals_uncached(runner: Runner, alone: dict[str, list[int]]) -> None:
-    engine = new_engine(runner)
+def test_cached_equals_uncached(runner: Runner, alone: dict[str, list[int]], overlap: bool) -> None:
+    engine = new_engine(runner, overlap=overlap)
     run(engine, requests())
     before = engine.state().prefix_hits
     assert run(engine, requests()) == alone
     assert engine.state().prefix_hits > before
 
 
-def test_preempted_equals_undisturbed(runner: Runner, alone: dict[str, list[int]]) -> None:
-    engine = new_engine(runner, num_blocks=36)
+def test_preempted_equals_undisturbed(runner: Runner, alone: dict[str, list[int]], overlap: bool) -> None:
+    engine = new_engine(runner, num_blocks=36, overlap=overlap)
     assert run(engine, requests()) == alone
     assert engine.state().preemptions > 0
 

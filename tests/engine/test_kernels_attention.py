@@ -51,7 +51,7 @@ def check(spans_: list[tuple[int, int]], size: int, window: int | None, dtype: t
         new_kv.append(kv[:, start:].transpose(0, 1).flatten(1, 2))
         queries.append(q)
         expected.append(naive(q.float(), kv[0].float(), kv[1].float(), start, window))
-    plan = BACKEND.plan_attention(spans, layout, [window], dtype)[window]
+    plan = BACKEND.plan_attention(spans, layout, [window], dtype, BACKEND.new_stage())[window]
     padding = torch.full((3, NUM_HEADS + 2 * NUM_KV_HEADS, WIDTH), math.nan, dtype=dtype)
     heads = torch.cat((torch.cat((torch.cat(queries), torch.cat(new_kv)), 1), padding))
     cos, sin = torch.ones(len(heads), 1, WIDTH, dtype=dtype), torch.zeros(len(heads), 1, WIDTH, dtype=dtype)
@@ -97,7 +97,7 @@ def test_any_mix_of_decodes_and_chunks_is_computed_right(
 def test_very_different_lengths_are_not_padded_to_the_longest() -> None:
     """A group pads its shortest to at most twice its length, once it is large enough to matter."""
     spans = [Span(8000 - i, 1, list(range(501))) for i in range(2)] + [Span(40, 1, [0, 1, 2])] * 30
-    plan = BACKEND.plan_attention(spans, KvLayout(512, 2, 16), [None], torch.float32)[None]
+    plan = BACKEND.plan_attention(spans, KvLayout(512, 2, 16), [None], torch.float32, BACKEND.new_stage())[None]
     assert len(plan.decodes) == 2
     assert [group.num_sequences for group in plan.decodes] == [2, 30]
     assert plan.decodes[1].mask.shape[-1] == 64

@@ -1,6 +1,10 @@
-"""Compiled kernels against their twins in plain torch: awkward shapes, fresh inputs, no byte written beyond the end."""
+"""Compiled kernels against their twins in plain torch: awkward shapes, fresh inputs, no byte written beyond the end.
+
+At every level of instructions that this processor has.
+"""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,12 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_engine.kernels import KvLayout, QkNorm, Span, native, reference
-from capstan_engine.kernels.native.library import library
+from capstan_engine.kernels.native import library as module
+from capstan_engine.kernels.native.library import LEVELS, compiled, library, load, processor_flags
+from capstan_engine.kernels.stage import HostStage
 
 pytestmark = pytest.mark.skipif(library() is None, reason="nothing can be compiled here")
 
 torch.set_num_threads(1)
 BF16 = torch.bfloat16
+
+
+@pytest.fixture(scope="module", params=LEVELS, ids=lambda level: level.name, autouse=True)
+def at_each_level(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernels come from the library of this level."""
+    if not request.param.flags <= processor_flags():
+        pytest.skip("not with this processor")
+    found = load(compiled(request.param))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "library", lambda: found)
+        yield
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -107,7 +124,7 @@ def test_rotary_embedding_cache_and_attention(
     cache = random(2, *layout, width, seed=seed + 1)
     cache[:, free] = math.nan
     placed = [Span(start, length, table) for (start, length), table in zip(order, tables, strict=True)]
-    plan = reference.plan_attention(placed, layout, [window], BF16)[window]
+    plan = reference.plan_attention(placed, layout, [window], BF16, HostStage())[window]
     tokens = sum(length for _, length in order)
     projected = random(tokens + 2, num_heads + 2 * num_kv_heads, width, seed=seed + 2)
     projected[tokens:] = math.nan
@@ -129,9 +146,10 @@ def test_what_a_query_attends_to_does_not_depend_on_its_company() -> None:
     layout, width = KvLayout(64, 2, 16), 64
     cache, q = random(2, *layout, width), random(3, 6, width, seed=1)
     spans = [Span(700, 1, list(range(44))), Span(200, 1, list(range(44, 57))), Span(3, 1, [60])]
-    together = native.attention(q, cache, reference.plan_attention(spans, layout, [None], BF16)[None], 0.125)
+    plan = reference.plan_attention(spans, layout, [None], BF16, HostStage())[None]
+    together = native.attention(q, cache, plan, 0.125)
     for row, span in enumerate(spans):
-        plan = reference.plan_attention([span], layout, [None], BF16)[None]
+        plan = reference.plan_attention([span], layout, [None], BF16, HostStage())[None]
         assert torch.equal(native.attention(q[row : row + 1], cache, plan, 0.125)[0], together[row])
 
 

@@ -14,7 +14,7 @@ from capstan_api.engine_args import Precision, Quantization
 from capstan_engine import kernels
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels.native import products
-from capstan_engine.kernels.native.library import library
+from capstan_engine.kernels.native.library import LEVELS, compiled, library, load, processor_flags
 from capstan_engine.messages import SamplingParams
 from capstan_engine.quant import rounding
 from capstan_engine.quant.choose import choose
@@ -31,13 +31,16 @@ CPU = kernels.choose()
 torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["compiled", "torch"])
+@pytest.fixture(params=[*LEVELS, None], ids=lambda level: level.name if level else "torch")
 def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test runs with the compiled products, where there are any, and with their twins."""
-    if request.param == "torch":
+    """The test runs with the compiled products of each level that this processor has, and with their twins."""
+    if request.param is None:
         monkeypatch.setattr(products, "library", lambda: None)
-    elif library() is None:
-        pytest.skip("no compiled products here")
+    elif library() is None or not request.param.flags <= processor_flags():
+        pytest.skip("no such compiled products here")
+    else:
+        found = load(compiled(request.param))
+        monkeypatch.setattr(products, "library", lambda: found)
 
 
 def made(quantization: Quantization) -> Format:
@@ -57,11 +60,21 @@ def widened(quantization: Quantization, weight: torch.Tensor) -> torch.Tensor:
 
 
 def as_rounded(quantization: Quantization, x: torch.Tensor) -> torch.Tensor:
-    """The float32 activations that a format multiplies."""
-    if quantization is not Quantization.INT8_DYNAMIC:
-        return x.float()
-    codes, largest = rounding.round_rows(x)
-    return (codes.float() - 128) * largest / 127
+    """The float32 activations that a format multiplies, compiled or not."""
+    if products.library() is None:
+        if quantization is not Quantization.INT8_DYNAMIC:
+            return x.float()
+        codes, largest = rounding.round_rows(x)
+        return (codes.float() - 128) * largest / 127
+    most = 32767 if quantization is Quantization.INT8 else 127
+    size = int(quantization.removeprefix("Int4Group")) if quantization.startswith("Int4") else 128
+    return torch.cat([in_integers(part, most) for part in x.float().split(size, 1)], 1)
+
+
+def in_integers(x: torch.Tensor, most: int) -> torch.Tensor:
+    """Each row rounded to multiples of a scale of its own."""
+    scales = x.abs().amax(1, keepdim=True).clamp_min(1e-30) / most
+    return (x / scales).round() * scales
 
 
 def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -70,7 +83,7 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("quantization", ROUNDED)
-@pytest.mark.parametrize("shape", [(16, 128), (48, 384), (1040, 256)])
+@pytest.mark.parametrize("shape", [(16, 128), (48, 384), (1040, 768)])
 @pytest.mark.parametrize("rows", [1, 7, 33])
 def test_a_product_is_that_of_the_dequantized_twin(
     quantization: Quantization, shape: tuple[int, int], rows: int

@@ -136,7 +136,7 @@ def test_long_prompts_have_their_logprobs_in_slices(runner: Runner, monkeypatch:
     prompt = healthy_prompt(60)
     plan = StepPlan((scheduled(prompt, blocks=range(15), params=greedy(prompt_logprobs=0)),))
     whole = runner.execute(plan).prompt_logprobs["a"]
-    monkeypatch.setattr("capstan_engine.runner.runner._LOGPROB_ROWS", 7)
+    monkeypatch.setattr("capstan_engine.runner.scoring._SLICE", 7)
     sliced = runner.execute(plan).prompt_logprobs["a"]
     assert [entry.ids for entry in sliced] == [entry.ids for entry in whole]
     for a, b in zip(sliced, whole, strict=True):

@@ -15,23 +15,34 @@ from capstan_engine import kernels
 from capstan_engine.kernels import Penalties
 from capstan_engine.kernels.philox import philox, uniforms
 from capstan_engine.kernels.reference.sampling import draw, penalize
-from capstan_engine.messages import SamplingParams
-from capstan_engine.runner import sampler
-from capstan_engine.runner.logprobs import token_logprobs
+from capstan_engine.messages import SamplingParams, TokenLogprobs
+from capstan_engine.runner.logprobs import score, token_logprobs
 from capstan_engine.runner.sampler import draw_of
 from capstan_engine.scheduler.step import ScheduledRequest
 from tiny_models import scheduled
 
 V = 150  # more than two chunks of the cumulative sum
+NOTHING: dict[str, int] = {}
+"""References to tokens of a step before, where there was none."""
 
 
 def request(prompt: list[int] | None = None, output: list[int] | None = None, **fields: Any) -> ScheduledRequest:
     params = SamplingParams(**{"seed": 0, "max_tokens": 8, **fields})
-    return scheduled([1], blocks=[0], prompt=prompt or [1], output=output or [], params=params)
+    prompt, output = prompt or [1], output or []
+    last = (prompt + output)[-1:]
+    return scheduled(last, start=len(prompt + output) - 1, blocks=[0], prompt=prompt, output=output, params=params)
 
 
 def sample(logits: torch.Tensor, requests: list[ScheduledRequest]) -> list[int | None]:
-    return sampler.sample(kernels.choose(), logits, requests)
+    """None where the row is not finite."""
+    backend = kernels.choose()
+    rules = backend.plan_draws([draw_of(each, NOTHING.__getitem__) for each in requests], backend.new_stage())
+    tokens = backend.choose_tokens(logits, rules, torch.empty(0, dtype=torch.int64)).tolist()
+    return [token if token >= 0 else None for token in tokens]
+
+
+def entries_of(logits: torch.Tensor, tokens: list[int], counts: list[int]) -> list[TokenLogprobs]:
+    return token_logprobs(score(logits, torch.tensor(tokens), max(counts)), counts)
 
 
 def random_logits(rows: int = 1, seed: int = 0, scale: float = 3.0) -> torch.Tensor:
@@ -209,7 +220,8 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
 def test_the_draw_never_takes_a_token_of_weight_zero() -> None:
     logits = torch.full((1, V), -math.inf)
     logits[0, [0, 20]] = 0.0
-    assert set(draw(logits.expand(300, -1), [draw_of(request(seed=seed)) for seed in range(300)])) == {0, 20}
+    rules = [draw_of(request(seed=seed), NOTHING.__getitem__) for seed in range(300)]
+    assert set(draw(logits.expand(300, -1), rules)) == {0, 20}
 
 
 def test_uniforms_are_even_and_differ_between_seeds_and_positions() -> None:
@@ -238,7 +250,7 @@ def test_uniform_times_any_total_stays_below_the_total() -> None:
 def test_a_greedy_token_has_exactly_the_largest_log_probability() -> None:
     logits = random_logits(5)
     greedy = logits.argmax(-1).tolist()
-    for entry, token in zip(token_logprobs(logits, greedy, [0, 1, 3, 5, 5]), greedy, strict=True):
+    for entry, token in zip(entries_of(logits, greedy, [0, 1, 3, 5, 5]), greedy, strict=True):
         assert entry.ids[0] == token
         assert entry.rank == 1
         assert all(entry.logprobs[0] == value for value in entry.logprobs[1:2])
@@ -248,7 +260,7 @@ def test_a_greedy_token_has_exactly_the_largest_log_probability() -> None:
 def test_log_probabilities_are_of_the_raw_logits_with_ranks() -> None:
     logits = random_logits(2, seed=4)
     expected = torch.log_softmax(logits.double(), -1)
-    entries = token_logprobs(logits, [11, 42], [2, V + 10])
+    entries = entries_of(logits, [11, 42], [2, V + 10])
     assert [len(entry.ids) for entry in entries] == [3, V + 1]
     for row, entry in enumerate(entries):
         for token, value in zip(entry.ids, entry.logprobs, strict=True):

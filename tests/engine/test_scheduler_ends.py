@@ -130,3 +130,18 @@ def test_a_result_never_reaches_a_later_request_of_the_same_id() -> None:
     loop.submit(make_submit(prompt=[4, 5, 6]))
     assert loop.scheduler.commit(plan, result, 0.0) == []
     assert len(loop.finish()["r"]) == 8
+
+
+def test_prompt_log_probabilities_come_once_when_a_request_is_preempted_within_its_prompt() -> None:
+    asked = make_submit("asked", range(50, 74), max_tokens=2, prompt_logprobs=0)
+    alone = Loop()
+    alone.submit(asked)
+    expected = alone.finish()["asked"][0].prompt_logprobs
+    loop = Loop(num_blocks=10, max_batched_tokens=16)
+    loop.submit(make_submit("first", range(11), max_tokens=12), asked)
+    loop.step()
+    # So slow that the first needs its fifth block before the prompt is through.
+    loop.limit(8, 3)
+    outputs = loop.finish()
+    assert loop.scheduler.num_preemptions > 0
+    assert outputs["asked"][0].prompt_logprobs == expected

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from capstan_engine.errors import ModelError, UnsupportedModel
+from capstan_engine.models import weights
 from tiny_models import CASES, generate, load_runner, random_prompt, write_checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -79,6 +80,37 @@ def test_a_head_that_is_not_the_tied_embedding_is_refused(tmp_path: Path) -> Non
     rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] * 2}))
     with pytest.raises(ModelError, match=r"lm_head\.weight differs .* set it to false there"):
         load_runner(directory)
+
+
+def test_a_tied_head_of_another_shape_is_refused(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, CASES["llama-tied"])
+    rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(3, 64)}))
+    with pytest.raises(ModelError, match=r"lm_head\.weight differs"):
+        load_runner(directory)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("staged_bytes", [4, 100, 1 << 20])
+def test_tensors_are_read_below_each_other_whole_or_in_pieces(
+    checkpoint: Path, dtype: torch.dtype, staged_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_STAGED_BYTES", staged_bytes)
+    names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
+    stored = load_file(checkpoint / WEIGHTS)
+    opened = weights.Checkpoint(checkpoint)
+    opened.announce(names)
+    expected = torch.cat([stored[name] for name in names]).to(dtype)
+    assert torch.equal(opened.read(names, dtype, "cpu"), expected)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_an_error_that_names_it(checkpoint: Path) -> None:
+    names = load_file(checkpoint / WEIGHTS).keys()
+    opened = weights.Checkpoint(checkpoint)
+    path = checkpoint / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors: tensor .* cannot be read: .* shorter"):
+        for name in names:
+            opened.read([name], torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("length", [0, 7, 200, -40])

@@ -22,12 +22,13 @@ from triton.compiler import ASTSource
 
 from capstan_engine.kernels.triton.decode import combine_kernel, decode_kernel
 from capstan_engine.kernels.triton.elementwise import norm_kernel, silu_and_mul_kernel
+from capstan_engine.kernels.triton.gemm import gemm_kernel
 from capstan_engine.kernels.triton.logits import add_kernel, count_kernel, penalize_kernel
-from capstan_engine.kernels.triton.planning import MOST_PIECES
 from capstan_engine.kernels.triton.prefill import prefill_kernel
 from capstan_engine.kernels.triton.rotary import rotate_and_write_kv_kernel
 from capstan_engine.kernels.triton.sampling import choose_kernel
-from capstan_engine.kernels.triton.tiles import DECODE, PREFILL, Shape, Tile, prefill_tile
+from capstan_engine.kernels.triton.tiles import DECODE, GEMM, PREFILL, Shape, Tile, prefill_tile
+from capstan_engine.pieces import MOST_PIECES
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {2: "bf16", 4: "fp32"}
@@ -207,7 +208,7 @@ def other_jobs(architecture: int) -> Iterator[Job]:
     vocabulary |= {"BLOCK": 1024}
     add = {"logits": "*fp32", "rows": "*i32", "ids": "*i32", "values": "*fp32", "num": "i32"}
     yield Job("add bias", add_kernel, add, vocabulary, num_warps=4)
-    count = {"counts": "*i32", "ids": "*i32", "owners": "*i32", "num": "i32"}
+    count = {"counts": "*i32", "ids": "*i32", "owners": "*i32", "drawn": "*i64", "num": "i32"}
     yield Job("count", count_kernel, count, vocabulary, num_warps=4)
     penalize = {"logits": "*fp32", "counts": "*i32", "rows": "*i32", "strengths": "*fp32"}
     yield Job("penalize", penalize_kernel, penalize, vocabulary, num_warps=4)
@@ -221,7 +222,19 @@ def other_jobs(architecture: int) -> Iterator[Job]:
         yield prefill_job("prefill", shape, tile, windowed=False, cache="fp8e4nv")
 
 
+def gemm_jobs() -> Iterator[Job]:
+    """Every tile, with inputs that are a multiple of its step and, for one, with those that are not."""
+    arguments = dict.fromkeys(("x", "weight", "bias", "out"), "*bf16")
+    arguments |= {"num_rows": "i32", "num_outputs": "i32:16", "x_stride": "i32:16"}
+    for tile in GEMM:
+        for inputs in (4096, 4100) if tile == GEMM[1] else (4096,):
+            sizes = {"INPUTS": inputs, "BIASED": True}
+            sizes |= {"BLOCK_M": tile.rows, "BLOCK_N": tile.outputs, "BLOCK_K": tile.inputs}
+            title = f"gemm {inputs} inputs, {tile}"
+            yield Job(title, gemm_kernel, arguments, sizes, tile.num_warps, tile.num_stages, True, tile.rows)
+
+
 if __name__ == "__main__":
     target = int(sys.argv[1])
-    for job in (*attention_jobs(target), *other_jobs(target)):
+    for job in (*attention_jobs(target), *other_jobs(target), *gemm_jobs()):
         print(json.dumps(asdict(report(job, target))), flush=True)

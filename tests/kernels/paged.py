@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from capstan_engine.kernels import KvLayout, Span
+from capstan_engine.kernels import AttentionPlan, Kernels, KvLayout, Span
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,13 @@ class Paged:
     def clean(self) -> torch.Tensor:
         """The cache in float32 with zeros for NaN, which the reference needs."""
         return self.cache.float().nan_to_num(0.0)
+
+    def plan(self, backend: Kernels, dtype: torch.dtype, window: int | None = None) -> AttentionPlan:
+        """What the backend's kernels read, on its device."""
+        stage = backend.new_stage()
+        plan: AttentionPlan = backend.plan_attention(self.spans, self.layout, [window], dtype, stage)[window]
+        stage.send()
+        return plan
 
 
 def paged(

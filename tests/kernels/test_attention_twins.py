@@ -25,7 +25,7 @@ class Heads:
 def in_triton(
     case: Paged, window: int | None, soft_cap: float | None = None, sinks: torch.Tensor | None = None
 ) -> torch.Tensor:
-    plan = triton.plan_attention(case.spans, case.layout, [window], case.cache.dtype)[window]
+    plan = case.plan(triton, case.cache.dtype, window)
     # Strided, as the queries within a projection are.
     apart = torch.full((len(case.queries) + 1, case.queries.shape[1] + 3, case.queries.shape[2]), float("nan"))
     apart = apart.to(case.queries.dtype)
@@ -44,7 +44,7 @@ def check(
     sinks: torch.Tensor | None = None,
     tolerance: float | None = None,
 ) -> None:
-    plan = reference.plan_attention(case.spans, case.layout, [window], torch.float32)[window]
+    plan = case.plan(reference, torch.float32, window)
     scale = case.queries.shape[-1] ** -0.5
     expected = reference.attention(
         case.queries.float(),

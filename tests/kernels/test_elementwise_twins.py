@@ -70,12 +70,12 @@ def test_the_way_into_the_cache(
 
     expected, cache = heads.float(), case.cache.float()
     norm = QkNorm(*weights.float(), eps=1e-5) if normed else None
-    plan = reference.plan_attention(case.spans, case.layout, [None], torch.float32)[None]
+    plan = case.plan(reference, torch.float32)
     reference.rotate_and_write_kv(expected, cos.float(), sin.float(), norm, cache, plan)
 
     actual, written = heads.to(DEVICE), case.cache.to(DEVICE)
     norm = QkNorm(*weights.to(DEVICE), eps=1e-5) if normed else None
-    plan = triton.plan_attention(case.spans, case.layout, [None], dtype)[None]
+    plan = case.plan(triton, dtype)
     triton.rotate_and_write_kv(actual, cos.to(DEVICE), sin.to(DEVICE), norm, written, plan)
 
     close(actual[:num_tokens, :num_heads], expected[:num_tokens, :num_heads])
@@ -94,7 +94,7 @@ def test_a_cache_of_8_bit_floats_takes_what_fits_and_cuts_off_the_rest(generator
     heads = (torch.randn(1, 3, 16, generator=generator) * 10).to(torch.float8_e4m3fn).float()
     heads[0, 2, :2] = torch.tensor([1e4, -1e4])
     ones, zeros = torch.ones(1, 1, 16), torch.zeros(1, 1, 16)
-    plan = triton.plan_attention(case.spans, case.layout, [None], torch.float32)[None]
+    plan = case.plan(triton, torch.float32)
     triton.rotate_and_write_kv(heads.clone().to(DEVICE), ones.to(DEVICE), zeros.to(DEVICE), None, cache, plan)
     [block] = case.spans[0].block_table
     assert torch.equal(cache.cpu().float()[:, block, 0, 2], heads[0, 1:].clamp(-448, 448))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def once(call: Callable[[], object]) -> float:
     return 10.0
 
 
-def small(bench: ModuleType) -> object:
+def small(bench: ModuleType) -> Any:
     return bench.Sizes(
         num_heads=4,
         num_kv_heads=2,
@@ -45,6 +46,7 @@ def small(bench: ModuleType) -> object:
         decodes=((1, 20), (2, 5)),
         prompts=((1, 16), (2, 8)),
         rows=(2,),
+        gemm_rows=(1,),
         dtype=torch.float32,
     )
 
@@ -58,6 +60,7 @@ def test_every_case_is_measured_and_compared(bench: ModuleType) -> None:
         "SDPA, contiguous",
         "flex_attention, contiguous",
         "torch",
+        "cuBLAS",
     }
     assert all(line.ours > 0 and line.peer_value > 0 and line.ratio > 0 for line in lines)
     assert json.loads(json.dumps([asdict(line) for line in lines]))[0].keys() == {
@@ -65,9 +68,13 @@ def test_every_case_is_measured_and_compared(bench: ModuleType) -> None:
     }  # fmt: skip
 
 
-def test_tuning_measures_both_attention_kernels(bench: ModuleType) -> None:
+def test_tuning_measures_attention_and_keeps_a_product_only_where_it_beats_cublas(bench: ModuleType) -> None:
     measured = bench.tune(bench.Clock(once, once), small(bench), "some GPU")
-    assert [(problem.kernel, problem.gpu, problem.heads) for problem in measured] == [
-        ("decode", "some GPU", 2),
-        ("prefill", "some GPU", 2),
+    assert [(problem.kernel, problem.gpu, problem.sizes) for problem in measured] == [
+        ("decode", "some GPU", (64, 4, 2)),
+        ("prefill", "some GPU", (64, 4, 2)),
     ]
+    faster = bench.Clock(lambda call: 1.0 if getattr(call, "func", None) is bench.gemm else 2.0, once)
+    sizes = small(bench)
+    products = {problem.sizes for problem in bench.tune(faster, sizes, "some GPU") if problem.kernel == "gemm"}
+    assert products == {(1, outputs, inputs, 4) for outputs, inputs in sizes.weights.values()}

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_engine.kernels import KvLayout, Span
-from capstan_engine.kernels.triton import plan_attention, round_up
-from capstan_engine.kernels.triton.planning import MOST_PIECES, TritonPlan, piece_length
+from capstan_engine.kernels.triton import new_stage, plan_attention, plan_decodes, round_up
+from capstan_engine.kernels.triton.planning import TritonPlan
 from capstan_engine.kernels.triton.tiles import Shape, prefill_tile
+from capstan_engine.pieces import MOST_PIECES, most_pieces, piece_length
 
 LAYOUT = KvLayout(1 << 14, 2, 16)
 
@@ -18,7 +19,10 @@ LAYOUT = KvLayout(1 << 14, 2, 16)
 def plan(contexts: list[int], chunks: list[tuple[int, int]], window: int | None) -> TritonPlan:
     spans = [Span(start, length, list(range(1, 2 + (start + length) // 16))) for start, length in chunks]
     decodes = [Span(context - 1, 1, list(range(2 + context // 16))) for context in contexts]
-    return plan_attention([*decodes, *spans], LAYOUT, [window], torch.bfloat16)[window]
+    stage = new_stage()
+    made = plan_attention([*decodes, *spans], LAYOUT, [window], torch.bfloat16, stage)[window]
+    stage.send()
+    return made
 
 
 @given(st.lists(st.integers(1, 100_000), min_size=1, max_size=6), st.none() | st.integers(1, 40_000))
@@ -35,6 +39,38 @@ def test_the_pieces_of_a_context_are_its_visible_keys(contexts: list[int], windo
         ends = [end for _, _, end in pieces]
         assert [begin for _, begin, _ in pieces] == [max(0, context - (window or context)), *ends[:-1]]
         assert ends[-1] == context
+
+
+@given(st.integers(1, 40_000), st.integers(1, 40_000), st.none() | st.integers(1, 40_000))
+def test_no_context_has_more_pieces_than_there_is_room_for(context: int, more: int, window: int | None) -> None:
+    decodes = plan([context], [], window).decodes
+    assert decodes is not None
+    assert len(decodes.pieces) <= most_pieces(context + more, window) <= MOST_PIECES
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=8), st.lists(st.integers(1, 600), min_size=1, max_size=8))
+def test_steps_of_as_many_rows_lie_at_the_same_addresses(first: list[int], second: list[int]) -> None:
+    """From the second on, when the stage has grown as far as it has to; and the contexts are those of the step."""
+    stage, windows = new_stage(), (None, 100)
+    addresses = []
+    for contexts in ([1], first, second):
+        longest_first = sorted(contexts, reverse=True)
+        spans = [Span(context - 1, 1, list(range(1 + context // 16))) for context in longest_first]
+        plans = plan_decodes(spans, LAYOUT, windows, stage, 8, 600)
+        last = stage.put(np.zeros(1))
+        stage.send()
+        tensors = [last]
+        for window, made in plans.items():
+            assert made.decodes is not None
+            _, tables, pieces, first_pieces = made.decodes
+            tensors += [made.slots, tables, pieces, first_pieces]
+            ends = [int(pieces[end - 1, 2]) for end in first_pieces[1 : len(spans) + 1].tolist()]
+            assert ends == longest_first
+            # Nothing for the rows of padding.
+            assert first_pieces[len(spans) :].tolist() == [first_pieces[len(spans)]] * (9 - len(spans))
+            assert window is None or pieces[0, 1] == max(0, ends[0] - window)
+        addresses.append([tensor.data_ptr() for tensor in tensors])
+    assert addresses[1] == addresses[2]
 
 
 def test_short_contexts_are_not_cut() -> None:

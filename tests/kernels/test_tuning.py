@@ -6,20 +6,23 @@ from pathlib import Path
 import pytest
 
 from capstan_engine.errors import ConfigurationError
-from capstan_engine.kernels.triton.tiles import DECODE, Shape
+from capstan_engine.kernels.triton import tuning
+from capstan_engine.kernels.triton.tiles import DECODE, GEMM, MOST_GEMM_ROWS, Shape, gemm_rows
 from capstan_engine.kernels.triton.tuning import (
     SHIPPED,
     Measured,
-    Problem,
+    attention_problem,
     candidates,
     extend,
     fastest,
+    gemm_problem,
+    gemm_tiles,
     read,
     tile_for,
 )
 
 SHAPE = Shape(128, 2)
-PROBLEM = Problem("decode", "NVIDIA H200", SHAPE, 4)
+PROBLEM = attention_problem("decode", "NVIDIA H200", SHAPE, 4)
 TILE = DECODE[SHAPE]
 
 
@@ -28,20 +31,20 @@ def test_what_is_written_is_read_and_kept_when_more_is_added(tmp_path: Path) -> 
     first = {PROBLEM: Measured(TILE, 131.5)}
     extend(path, first)
     assert read(path) == first
-    other = PROBLEM._replace(heads=7)
-    extend(path, {other: Measured(TILE._replace(num_warps=8), 90.0), PROBLEM: Measured(TILE, 120.0)})
-    assert read(path) == {PROBLEM: Measured(TILE, 120.0), other: Measured(TILE._replace(num_warps=8), 90.0)}
+    other = gemm_problem("NVIDIA H200", 16, 4096, 14336, 2)
+    extend(path, {other: Measured(GEMM[0], 90.0), PROBLEM: Measured(TILE, 120.0)})
+    assert read(path) == {PROBLEM: Measured(TILE, 120.0), other: Measured(GEMM[0], 90.0)}
     assert [file.name for file in path.parent.iterdir()] == ["tiles.json"]
 
 
 def test_a_missing_file_and_one_of_another_version_hold_nothing(tmp_path: Path) -> None:
     path = tmp_path / "tiles.json"
     assert read(path) == {}
-    path.write_text(json.dumps({"format": 0, "measured": [{"old": 1}]}))
+    path.write_text(json.dumps({"format": 1, "measured": [{"old": 1}]}))
     assert read(path) == {}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "measured": [{"kernel": "decode"}]}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2, "measured": [{"kernel": "decode"}]}'])
 def test_a_broken_file_is_named_with_the_remedy(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tiles.json"
     path.write_text(text)
@@ -51,7 +54,7 @@ def test_a_broken_file_is_named_with_the_remedy(tmp_path: Path, text: str) -> No
 
 def test_the_shipped_file_can_be_read() -> None:
     assert SHIPPED.exists()
-    assert all(measured.tile.rows > 0 for measured in read(SHIPPED).values())
+    assert all(min(measured.tile) > 0 for measured in read(SHIPPED).values())
 
 
 def test_tuning_leaves_the_order_of_sums_alone_and_takes_the_fastest_that_runs() -> None:
@@ -65,3 +68,27 @@ def test_tuning_leaves_the_order_of_sums_alone_and_takes_the_fastest_that_runs()
 
 def test_without_a_measurement_the_table_decides() -> None:
     assert tile_for("decode", 80, 2, 4) == DECODE[SHAPE]
+    assert gemm_tiles(4096, 14336, 2) == {}
+
+
+def test_a_product_takes_the_tile_that_was_measured_for_its_weight_on_this_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {
+        gemm_problem("none", 16, 4096, 14336, 2): Measured(GEMM[1], 10.0),
+        gemm_problem("none", 64, 4096, 14336, 2): Measured(GEMM[5], 20.0),
+        gemm_problem("none", 32, 4096, 4096, 2): Measured(GEMM[2], 5.0),
+        gemm_problem("NVIDIA H200", 32, 4096, 14336, 2): Measured(GEMM[3], 5.0),
+        attention_problem("decode", "none", SHAPE, 4): Measured(TILE._replace(num_warps=8), 100.0),
+    }
+    monkeypatch.setattr(tuning, "_known", lambda: known)
+    assert gemm_tiles(4096, 14336, 2) == {16: GEMM[1], 64: GEMM[5]}
+
+
+def test_where_the_gpu_can_run_no_tile_none_is_the_fastest() -> None:
+    assert fastest(GEMM, lambda _tile: None) is None
+
+
+def test_every_number_of_rows_that_is_measured_stands_for_itself() -> None:
+    sizes = {gemm_rows(num) for num in range(1, MOST_GEMM_ROWS + 1)}
+    assert sizes == {1, 16, 32, 64, 128, 256}
+    assert all(gemm_rows(size) == size for size in sizes)
+    assert all(gemm_rows(num) >= num for num in range(1, MOST_GEMM_ROWS + 1))

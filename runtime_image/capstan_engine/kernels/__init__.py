@@ -15,17 +15,33 @@ contiguous `[L, D]` matrices: with keys and values side by side in one row (`[N,
 on CPU is nine times slower, because it has to repack its strided operand.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import TypeGuard
 
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import reference
 from capstan_engine.kernels.draw import Draw, Penalties
 from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.plan import AttentionPlan, KvLayout, QkNorm, Span
-from capstan_engine.kernels.protocol import Backend, Kernels, Linear
+from capstan_engine.kernels.protocol import Backend, Kernels, Linear, RecordableBackend, RecordableKernels
 from capstan_engine.kernels.reference.plan import ReferencePlan
+from capstan_engine.kernels.stage import Stage
 
-__all__ = ["AttentionPlan", "Draw", "Kernels", "KvLayout", "Linear", "Penalties", "QkNorm", "Span", "choose"]
+__all__ = [
+    "AttentionPlan",
+    "Draw",
+    "Kernels",
+    "KvLayout",
+    "Linear",
+    "Penalties",
+    "QkNorm",
+    "RecordableKernels",
+    "Span",
+    "Stage",
+    "choose",
+    "recordable",
+]
 
 
 def choose(device: str = "cpu") -> Kernels:
@@ -37,8 +53,8 @@ def choose(device: str = "cpu") -> Kernels:
         # Here and not above: it is built on the reference, which is a part of this package.
         from capstan_engine.kernels import native
 
-        plain: Backend[ReferencePlan] = reference
-        compiled: Backend[ReferencePlan] = native
+        plain: Backend[ReferencePlan, Sequence[Draw]] = reference
+        compiled: Backend[ReferencePlan, Sequence[Draw]] = native
         return plain if library() is None else compiled
     if device == "cuda":
         if find_spec("triton") is None:
@@ -46,6 +62,11 @@ def choose(device: str = "cpu") -> Kernels:
         # Here and not above: without a GPU there need be no Triton.
         from capstan_engine.kernels import triton
 
-        on_gpu: Backend[triton.TritonPlan] = triton
+        on_gpu: RecordableBackend[triton.TritonPlan, triton.TritonDraws] = triton
         return on_gpu
     raise ConfigurationError(f"device: there are no kernels for {device!r}; use cpu or cuda")
+
+
+def recordable(backend: Kernels) -> TypeGuard[RecordableKernels]:
+    """Whether the backend's device can repeat steps by itself."""
+    return hasattr(backend, "plan_decodes")

@@ -15,6 +15,7 @@ class Penalties(NamedTuple):
     """Taken off for each time."""
     prompt: Sequence[int]
     output: Sequence[int]
+    """The last one may be -1 - i for token i of those that the step before drew: they may be on the device only."""
 
 
 class Draw(NamedTuple):

@@ -7,15 +7,28 @@ import torch
 
 from capstan_engine.kernels.draw import Draw
 from capstan_engine.kernels.plan import AttentionPlan, KvLayout, QkNorm, Span
+from capstan_engine.kernels.stage import Stage
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 """`[T, K] -> [T, N]`: a weight, packed as its backend likes it, with its bias."""
 
 Plan = TypeVar("Plan", bound=AttentionPlan)
+Rules = TypeVar("Rules")
 
 
-class Backend(Protocol[Plan]):
-    """The names that a backend module has. `Plan` is the backend's own kind of attention plan."""
+class Backend(Protocol[Plan, Rules]):
+    """The names that a backend module has.
+
+    `Plan` is the backend's own kind of attention plan, `Rules` that of the rules for drawing tokens. What is planned
+    for a step may be used once its stage is sent.
+    """
+
+    @property
+    def reads_unused_slots(self) -> bool:
+        """Whether slots of a used block that no token has must hold numbers."""
+
+    def new_stage(self) -> Stage:
+        """The way to the backend's device."""
 
     def round_up(self, num_tokens: int) -> int:
         """The number of rows to compute for `num_tokens` wanted ones: few distinct sizes, little more than asked."""
@@ -33,7 +46,7 @@ class Backend(Protocol[Plan]):
         """`[T, 2F] -> [T, F]`: silu of the first half times the second."""
 
     def plan_attention(
-        self, spans: Sequence[Span], layout: KvLayout, windows: Sequence[int | None], dtype: torch.dtype
+        self, spans: Sequence[Span], layout: KvLayout, windows: Sequence[int | None], dtype: torch.dtype, stage: Stage
     ) -> dict[int | None, Plan]:
         """What one step's attention needs in every layer, once per distinct sliding window.
 
@@ -72,13 +85,41 @@ class Backend(Protocol[Plan]):
         key per head, whose value is zero (gpt-oss).
         """
 
-    def choose_tokens(self, logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    def plan_draws(self, draws: Sequence[Draw], stage: Stage) -> Rules:
+        """The rules of n rows, for `choose_tokens`."""
+
+    def choose_tokens(self, logits: torch.Tensor, draws: Rules, drawn: torch.Tensor) -> torch.Tensor:
         """int64 `[n]`: a token id for each row of `logits` `[n, V]`, which stay as they are.
 
+        `drawn` int64 `[m]` are the tokens that penalties refer to.
         -1 where a row's largest logit is not finite. Only tokens of positive weight are drawn: the first in the
         vocabulary's order at which the sum of weights exceeds `uniforms(seed, position)` of the whole.
         """
 
 
-Kernels: TypeAlias = Backend[Any]
+class RecordableBackend(Backend[Plan, Rules], Protocol[Plan, Rules]):
+    """A backend for a device that can record what it is given to do, and repeat it.
+
+    That is a matter of addresses: a step that is repeated reads what was put at those of the step that was recorded.
+    """
+
+    def plan_decodes(
+        self,
+        spans: Sequence[Span],
+        layout: KvLayout,
+        windows: Sequence[int | None],
+        stage: Stage,
+        num_rows: int,
+        max_context: int,
+    ) -> dict[int | None, Plan]:
+        """`plan_attention` for spans of one token, in tensors whose sizes depend on `num_rows` and `max_context` alone.
+
+        Contexts of `max_context` tokens at most; rows beyond the spans are padding. `plan_draws` without penalties and
+        biases, and `new_stage`, keep addresses in the same way.
+        """
+
+
+Kernels: TypeAlias = Backend[Any, Any]
 """Any backend, for those who only hand its plans back to it."""
+
+RecordableKernels: TypeAlias = RecordableBackend[Any, Any]

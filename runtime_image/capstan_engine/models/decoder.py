@@ -84,7 +84,7 @@ def load_decoder(
 ) -> Decoder:
     """Read and check the whole checkpoint. Raises `ModelError` naming missing, unknown or misshapen tensors.
 
-    `progress` is called after each tensor with the bytes that are done and those of all.
+    `progress` is called after each reading with the bytes that are done and those of all.
     """
     checkpoint = Checkpoint(model_dir)
     expected = tensors(spec, quantization)
@@ -92,15 +92,15 @@ def load_decoder(
     total = sum(math.prod(shape) for shape in expected.values()) * dtype.itemsize
     done = 0
 
-    def read(name: str, *, copy: bool = False) -> torch.Tensor:
+    def read(names: Sequence[str]) -> torch.Tensor:
         nonlocal done
-        tensor = checkpoint.read(name, dtype, device, copy=copy)
+        tensor = checkpoint.read(names, dtype, device)
         done += tensor.nbytes
         progress(done, total)
         return tensor
 
-    def kept(name: str) -> torch.Tensor:
-        return read(name, copy=True)
+    def vector(name: str) -> torch.Tensor:
+        return read([name])
 
     def linear(*specs: LinearSpec) -> Linear:
         return quantization.load(read, specs, kernels)
@@ -109,24 +109,26 @@ def load_decoder(
         q, k, v, output, gate, up, down = shapes.layer_linears(spec, index)
         prefix = f"model.layers.{index}"
         attention = f"{prefix}.self_attn"
+        # While this layer is read and packed, the disk works for the next.
+        checkpoint.announce(name for name in expected if name.startswith(f"model.layers.{index + 1}."))
         return DecoderLayer(
             kernels=kernels,
             num_heads=spec.num_heads,
             head_dim=spec.head_dim,
             eps=spec.norm_eps,
             window=spec.windows[index],
-            input_norm=kept(f"{prefix}.input_layernorm.weight"),
+            input_norm=vector(f"{prefix}.input_layernorm.weight"),
             qkv=linear(q, k, v),
-            qk_norm=QkNorm(kept(f"{attention}.q_norm.weight"), kept(f"{attention}.k_norm.weight"), spec.norm_eps)
+            qk_norm=QkNorm(vector(f"{attention}.q_norm.weight"), vector(f"{attention}.k_norm.weight"), spec.norm_eps)
             if spec.qk_norm
             else None,
             output=linear(output),
-            post_attention_norm=kept(f"{prefix}.post_attention_layernorm.weight"),
+            post_attention_norm=vector(f"{prefix}.post_attention_layernorm.weight"),
             gate_up=linear(gate, up),
             down=linear(down),
         )
 
-    embedding = kept(shapes.EMBEDDING)
+    embedding = read([shapes.EMBEDDING])
     _check_tie(checkpoint, spec, embedding)
     head = (
         quantization.head.pack(embedding, None, kernels)
@@ -138,7 +140,7 @@ def load_decoder(
         kernels,
         embedding=embedding,
         layers=[layer(index) for index in range(spec.num_layers)],
-        norm=kept(shapes.NORM),
+        norm=vector(shapes.NORM),
         head=head,
         num_positions=num_positions,
     )
@@ -159,8 +161,10 @@ def _check_tie(checkpoint: Checkpoint, spec: ModelSpec, embedding: torch.Tensor)
     """A second copy of a tied embedding must be one: to pass over a head of its own would serve another model."""
     name = f"{shapes.HEAD}.weight"
     if spec.tie_word_embeddings and name in checkpoint:
-        head = checkpoint.read(name, embedding.dtype, embedding.device.type)
-        if not torch.equal(head, embedding):
+        same_shape = checkpoint.shape(name) == embedding.shape
+        if not same_shape or not torch.equal(
+            checkpoint.read([name], embedding.dtype, embedding.device.type), embedding
+        ):
             raise ModelError(
                 f"{name} differs from {shapes.EMBEDDING}, but config.json says tie_word_embeddings; "
                 f"set it to false there, or remove the tensor"

@@ -1,11 +1,17 @@
-"""A checkpoint's tensors: safetensors files, single or listed in an index. Reads lazily, one tensor at a time.
+"""A checkpoint's tensors: safetensors files, single or listed in an index. Reads one after the other, into place.
 
-Files of other kinds (pickles) are refused, not converted: reading them can run code.
+Files of other kinds (pickles) are refused, not converted: reading them can run code. The surprising idea: the library
+judges a file and then reads nothing of it, because it maps files into memory, where every page that was read counts
+beside the tensor that was made of it. Here bytes go from the file to where they stay, and the system is told in time
+which come next.
 """
 
-from collections.abc import Callable, Mapping
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +22,20 @@ from capstan_engine.models.config_file import Config
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_FLOATS = {"F32", "F16", "BF16"}
+_FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_STAGED_BYTES: Final = 64 << 20
+"""What is read at once of a tensor that has to be converted, or copied to a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where a tensor lies."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
 
 
 class Checkpoint:
@@ -25,31 +44,22 @@ class Checkpoint:
     def __init__(self, model_dir: Path) -> None:
         """Opens every file and reads its header. Raises `ModelError` naming the file."""
         self._model_dir = model_dir
-        self._files: dict[str, Any] = {}
-        self._file_of: dict[str, Path] = {}
+        self._stored: dict[str, _Stored] = {}
         for path in _paths(model_dir):
-            # SafetensorError: not a safetensors file, or cut short.
-            try:
-                handle: Any = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{path}: cannot be read as safetensors: {error}") from error
-            self._files[str(path)] = handle
-            self._file_of.update(dict.fromkeys(handle.keys(), path))
+            self._stored.update(_header(path))
         if (model_dir / _INDEX).exists():
             self._check_index()
 
     def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Callable[[str], bool]) -> None:
         """Raises `ModelError` unless exactly the `expected` names and shapes are there, `ignored` names aside."""
-        missing = sorted(expected.keys() - self._file_of.keys())
-        extra = sorted(name for name in self._file_of.keys() - expected.keys() if not ignored(name))
+        missing = sorted(expected.keys() - self._stored.keys())
+        extra = sorted(name for name in self._stored.keys() - expected.keys() if not ignored(name))
         misshapen = []
-        for name in sorted(expected.keys() & self._file_of.keys()):
-            part = self._slice(name)
-            shape = tuple(part.get_shape())
-            if shape != expected[name]:
-                misshapen.append(f"{name} is {list(shape)}, not {list(expected[name])}")
-            if part.get_dtype() not in _FLOATS:
-                raise UnsupportedModel(f"{self._file_of[name]}: {name} has dtype {part.get_dtype()}")
+        for name in sorted(expected.keys() & self._stored.keys()):
+            stored = self._stored[name]
+            if stored.shape != expected[name]:
+                misshapen.append(f"{name} is {list(stored.shape)}, not {list(expected[name])}")
+            self._check_dtype(name)
         problems = [
             f"{what}: {_listed(names)}"
             for what, names in (("missing tensors", missing), ("unknown tensors", extra), ("wrong shapes", misshapen))
@@ -59,28 +69,89 @@ class Checkpoint:
             raise ModelError(f"{self._model_dir}: the weights do not fit config.json; {'; '.join(problems)}")
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._stored
 
-    def read(self, name: str, dtype: torch.dtype, device: str, *, copy: bool = False) -> torch.Tensor:
-        """The tensor `name`, converted. Raises `ModelError` where the file is damaged.
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of a tensor which is there."""
+        return self._stored[name].shape
 
-        It may be a view of the mapped file, for as long as it lives: what is kept must be read with `copy`.
+    def read(self, names: Sequence[str], dtype: torch.dtype, device: str) -> torch.Tensor:
+        """The tensors `names` below each other as one, converted. Raises `ModelError` where a file is damaged.
+
+        They agree in all but their first dimension.
         """
-        path = self._file_of[name]
-        try:
-            tensor: torch.Tensor = self._files[str(path)].get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: tensor {name} cannot be read: {error}") from error
-        return tensor.to(device=device, dtype=dtype, copy=copy)
+        for name in names:
+            self._check_dtype(name)
+        parts = [self._stored[name] for name in names]
+        num_rows = [part.shape[0] for part in parts]
+        tensor = torch.empty((sum(num_rows), *parts[0].shape[1:]), dtype=dtype, device=device)
+        for name, part, rows in zip(names, parts, torch.split(tensor, num_rows), strict=True):
+            try:
+                _fill(rows.view(-1), part)
+            except OSError as error:
+                raise ModelError(f"{part.path}: tensor {name} cannot be read: {error}") from error
+        return tensor
 
-    def _slice(self, name: str) -> Any:
-        return self._files[str(self._file_of[name])].get_slice(name)
+    def announce(self, names: Iterable[str]) -> None:
+        """Have the system fetch these from the disk while something else is done."""
+        for stored in (self._stored[name] for name in names):
+            # Not everywhere can it be told.
+            if hasattr(os, "posix_fadvise"):
+                with stored.path.open("rb", buffering=0) as file:
+                    os.posix_fadvise(file.fileno(), stored.offset, stored.num_bytes, os.POSIX_FADV_WILLNEED)
+
+    def _check_dtype(self, name: str) -> None:
+        stored = self._stored[name]
+        if stored.dtype not in _FLOATS:
+            raise UnsupportedModel(f"{stored.path}: {name} has dtype {stored.dtype}")
 
     def _check_index(self) -> None:
         """Every tensor must be where the index says."""
         for name, file in _weight_map(self._model_dir).items():
-            if self._file_of.get(name) != self._model_dir / file:
+            stored = self._stored.get(name)
+            if stored is None or stored.path != self._model_dir / file:
                 raise ModelError(f"{self._model_dir / _INDEX}: tensor {name} is not in {file}")
+
+
+def _header(path: Path) -> Iterator[tuple[str, _Stored]]:
+    """The tensors of one file. Raises `ModelError` unless it is whole and of the right kind."""
+    try:
+        # Checks that all that the header says agrees with itself and with the length of the file.
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            start = file.tell()
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: cannot be read as safetensors: {error}") from error
+    header.pop("__metadata__", None)
+    for name, facts in header.items():
+        begin, end = facts["data_offsets"]
+        yield name, _Stored(path, facts["dtype"], tuple(facts["shape"]), start + begin, end - begin)
+
+
+def _fill(flat: torch.Tensor, stored: _Stored) -> None:
+    """`[n]` with the numbers of a stored tensor. Raises `OSError`."""
+    dtype = _FLOATS[stored.dtype]
+    if dtype is flat.dtype and flat.device.type == "cpu":
+        _read(stored.path, stored.offset, flat)
+        return
+    num_at_once = max(1, min(_STAGED_BYTES // dtype.itemsize, flat.numel()))
+    staged = torch.empty(num_at_once, dtype=dtype, pin_memory=flat.device.type == "cuda")
+    for number, piece in enumerate(torch.split(flat, num_at_once)):
+        part = staged[: piece.numel()]
+        _read(stored.path, stored.offset + number * num_at_once * dtype.itemsize, part)
+        piece.copy_(part)
+
+
+def _read(path: Path, offset: int, flat: torch.Tensor) -> None:
+    """`[n]` on the CPU with the bytes from `offset` on. Raises `OSError`."""
+    left = flat.view(torch.uint8).numpy().data
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while left:
+            num_read = file.readinto(left)
+            if not num_read:
+                raise OSError("the file has become shorter")
+            left = left[num_read:]
 
 
 def _paths(model_dir: Path) -> list[Path]:

@@ -19,8 +19,13 @@ class Format(Protocol):
     def tensors(self, spec: LinearSpec) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors that this layer has in the checkpoint."""
 
-    def load(self, read: Callable[[str], torch.Tensor], specs: Sequence[LinearSpec], kernels: Kernels) -> Linear:
-        """One callable for layers that share their input: outputs side by side, in the order of `specs`."""
+    def load(
+        self, read: Callable[[Sequence[str]], torch.Tensor], specs: Sequence[LinearSpec], kernels: Kernels
+    ) -> Linear:
+        """One callable for layers that share their input: outputs side by side, in the order of `specs`.
+
+        `read` returns tensors of the checkpoint below each other, as one.
+        """
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, kernels: Kernels) -> Linear:
         """The same for a weight `[N, K]` that is in memory already; it may share the memory and never changes it."""

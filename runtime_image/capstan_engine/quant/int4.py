@@ -1,6 +1,7 @@
 """Weights in 4 bits with a scale and a middle value for each group of inputs, rounded while loading.
 
-Weight-only, and the output head stays at 8 bits.
+The output head has 8 bits. The compiled product rounds activations too, to 8 bits in the weights' groups, and so do the
+head's; where nothing is compiled, torch's product of the layers takes them as they are.
 """
 
 import torch
@@ -9,7 +10,7 @@ from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import Kernels, Linear
 from capstan_engine.kernels.native import products
 from capstan_engine.quant.format import Format
-from capstan_engine.quant.int8 import Int8
+from capstan_engine.quant.int8 import Int8Dynamic
 from capstan_engine.quant.plain import Plain
 from capstan_engine.quant.rounding import ROWS_AT_ONCE, round_groups
 
@@ -23,7 +24,7 @@ class Int4(Plain):
     @property
     def head(self) -> Format:
         """8 bits: every token's choice hangs on the head's last digits."""
-        return Int8()
+        return Int8Dynamic()
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, kernels: Kernels) -> Linear:
         """Compiled where it can be; torch's own product falls behind bfloat16 from 8 rows on."""

@@ -24,14 +24,12 @@ class Plain:
             shapes[f"{spec.name}.bias"] = (spec.out_features,)
         return shapes
 
-    def load(self, read: Callable[[str], torch.Tensor], specs: Sequence[LinearSpec], kernels: Kernels) -> Linear:
-        """Fused weights are concatenated once, here, and packed; a weight that is alone is not copied."""
-        weights = [read(f"{spec.name}.weight") for spec in specs]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        bias = torch.cat([read(f"{spec.name}.bias") for spec in specs]) if specs[0].bias else None
-        # The fused copy alone lives on while the packed one is made.
-        del weights
-        return self.pack(weight, bias, kernels)
+    def load(
+        self, read: Callable[[Sequence[str]], torch.Tensor], specs: Sequence[LinearSpec], kernels: Kernels
+    ) -> Linear:
+        """Fused weights are read into one, which is then packed."""
+        bias = read([f"{spec.name}.bias" for spec in specs]) if specs[0].bias else None
+        return self.pack(read([f"{spec.name}.weight" for spec in specs]), bias, kernels)
 
     def pack(self, weight: torch.Tensor, bias: torch.Tensor | None, kernels: Kernels) -> Linear:
         """As the kernels like it."""

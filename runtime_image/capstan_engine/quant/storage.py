@@ -30,7 +30,7 @@ class Storage:
     head_bits: int = 0
     """Of the output head, which is never grouped."""
     rounds_activations: bool = False
-    """A product makes an integer copy of its input, by way of float32, and a float32 copy of its output."""
+    """torch's product rounds its input by way of float32, and makes a float32 copy of its output."""
 
     def num_bytes(self, spec: LinearSpec, itemsize: int, *, is_head: bool = False) -> int:
         """Weight, scales and bias; `itemsize` is the model's bytes per number."""

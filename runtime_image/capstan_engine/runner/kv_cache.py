@@ -34,11 +34,14 @@ class KvCache:
         self._tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.layers: Sequence[torch.Tensor] = self._tensor.unbind(0)
 
-    def clear(self, blocks: Sequence[int]) -> None:
-        """Zero these blocks in every layer.
+    @property
+    def device(self) -> torch.device:
+        return self._tensor.device
 
-        Needed before a block is used in part: attention multiplies its unused slots by 0, and a failed request may have
+    def clear(self, blocks: torch.Tensor) -> None:
+        """Zero these blocks, int64 on the cache's device, in every layer.
+
+        Needed before a block is used in part by kernels that multiply its unused slots by 0: a failed request may have
         left NaN there.
         """
-        index = torch.tensor(blocks, device=self._tensor.device)
-        self._tensor.index_fill_(2, index, 0)
+        self._tensor.index_fill_(2, blocks, 0)

@@ -17,8 +17,11 @@ from capstan_engine.quant.choose import choose
 from capstan_engine.quant.storage import STORAGES
 from capstan_engine.runner import kv_cache, machine, memory
 from capstan_engine.runner.device import available_memory
+from capstan_engine.runner.graphs import CudaRecorder, Graphs, Recorder
 from capstan_engine.runner.runner import Runner
 
+recorders: dict[str, Callable[[], Recorder]] = {"cuda": CudaRecorder}
+"""By the kind of device, where it can repeat steps by itself."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -62,6 +65,12 @@ def build_runner(
     num_blocks = kv_cache.num_blocks(figures, demand)
     memory.check(figures, demand, available_memory(device))
     layout = KvLayout(num_blocks, spec.num_kv_heads, block_size)
+
+    def read_more(done: int, total: int) -> None:
+        # What was read before is packed, and its memory free: kept, such pieces would add up beside the weights.
+        machine.give_back_freed_memory()
+        progress(done, total)
+
     with torch.inference_mode():
         decoder = load_decoder(
             model_dir,
@@ -71,8 +80,23 @@ def build_runner(
             dtype=dtype,
             num_positions=max_model_len,
             device=device,
-            progress=progress,
+            progress=read_more,
         )
         machine.give_back_freed_memory()
         cache = kv_cache.KvCache(spec, layout, dtype, device)
-    return Runner(decoder, cache, backend, figures, dtype=dtype, device=device)
+        recorder = recorders.get(device)
+        graphs = None
+        if recorder is not None and kernels.recordable(backend):
+            graphs = Graphs(
+                backend,
+                lambda inputs: decoder.logits(
+                    decoder.forward(inputs.known_ids(), inputs.positions, cache.layers, inputs.plans)
+                ),
+                recorder(),
+                layout=layout,
+                windows=decoder.windows,
+                max_sequences=max_sequences,
+                max_context=max_model_len,
+                out=torch.zeros(backend.round_up(max_sequences), spec.vocab_size, dtype=dtype, device=device),
+            )
+    return Runner(decoder, cache, backend, figures, dtype=dtype, graphs=graphs)

@@ -12,8 +12,11 @@ from capstan_api.footprint import Demand, MemoryFigures
 from capstan_engine.errors import Infeasible
 from capstan_engine.models import shapes
 from capstan_engine.models.spec import ModelSpec
+from capstan_engine.pieces import most_pieces
 from capstan_engine.quant.storage import Storage
 
+_GRAPH: Final = 8 << 20
+"""Bytes that the driver keeps of a graph, one for each eight sequences: an allowance, not measured yet."""
 _SCORED_QUERIES: Final = 64
 """Queries of one attention product in prefill."""
 
@@ -30,13 +33,15 @@ class Habits:
     """Bytes with libraries and no model."""
     on_device: bool = False
     """The memory is a device's own and not the container's."""
+    records: bool = False
+    """Decode steps are recorded, and what they compute in stays allocated."""
 
 
 HABITS: Final = {
     # 430 MiB were measured of anonymous memory in front end and core.
     "cpu": Habits(packs=True, gathers=True, processes=480 << 20),
-    # On the device: an allowance for the context and the libraries' workspaces, and one for graphs. Not measured yet.
-    "cuda": Habits(packs=False, gathers=False, processes=(768 << 20) + (1 << 30), on_device=True),
+    # On the device: an allowance for the context and the libraries' workspaces. Not measured yet.
+    "cuda": Habits(packs=False, gathers=False, processes=768 << 20, on_device=True, records=True),
 }
 """By the kind of device that kernels are chosen for."""
 
@@ -50,8 +55,13 @@ def figures(spec: ModelSpec, storage: Storage, habits: Habits, *, itemsize: int)
     weights += sum(storage.num_bytes(linear, itemsize) for linear in linears)
     if habits.packs or not spec.tie_word_embeddings:
         weights += storage.num_bytes(shapes.head(spec), itemsize, is_head=True)
-    # Bytes of a token's input to the widest product and of the product's output, in the copies that rounding makes.
-    rounding = (9 * max(hidden, inner) + 4 * 2 * inner) if storage.rounds_activations else 0
+    # Bytes of a token's input to the widest product, in integers with their scales; and what torch makes of it, and of
+    # the product's output, where nothing is compiled.
+    rounding = 3 * max(hidden, inner) if storage.bits else 0
+    rounding += (6 * max(hidden, inner) + 4 * 2 * inner) if storage.rounds_activations else 0
+    step_token = (4 * hidden + max(2 * heads_width, 3 * inner)) * itemsize + rounding
+    # What attention over each piece of a context comes to, and its weight, before they are put together.
+    pieces = 0 if habits.gathers else most_pieces(spec.max_positions) * spec.num_heads * (spec.head_dim + 1) * 4
     return MemoryFigures(
         weights=weights,
         # Sine and cosine.
@@ -59,12 +69,14 @@ def figures(spec: ModelSpec, storage: Storage, habits: Habits, *, itemsize: int)
         kv_token=2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * itemsize,
         # Sequences that decode are gathered padded to equal lengths.
         kv_copied=spec.num_layers if habits.gathers else 0,
-        step_token=(4 * hidden + max(2 * heads_width, 3 * inner)) * itemsize + rounding,
+        step_token=step_token,
         step_position=2 * spec.num_heads * _SCORED_QUERIES * itemsize if habits.gathers else 0,
         # Logits, and float32 copies of them that are scaled, sorted and summed.
-        step_sequence=vocab * (itemsize + 4 * 4),
-        # Read, concatenated and packed: the largest group is held three times for a moment.
-        loading=2 * max(2 * inner * hidden, heads_width * hidden, vocab * hidden) * itemsize,
+        step_sequence=vocab * (itemsize + 4 * 4) + pieces,
+        # A decode step with sampling, and the logits it leaves behind.
+        graph_sequence=step_token + pieces + 2 * vocab * itemsize + _GRAPH // 8 if habits.records else 0,
+        # The largest group, read, is held beside what it is packed into, and so are the integers that it is rounded to.
+        loading=2 * max(2 * inner * hidden, heads_width * hidden, vocab * hidden) * itemsize if habits.packs else 0,
         processes=habits.processes,
         max_positions=spec.max_positions,
         on_device=habits.on_device,

@@ -1,25 +1,26 @@
-"""Executes one step's plan: batch, model, logits where they are needed, tokens.
+"""Launches one step: batch, model, logits where they are needed, tokens; and fetches what came of it.
 
-Keeps nothing about requests between steps: all it remembers is in the KV cache. A request whose logits are not finite
-is reported alone; the others cannot tell that it was there.
+Keeps nothing about requests between steps but the tokens that the last one drew, which the next may begin with: all
+else is in the KV cache. Nothing waits for the device between a launch and the landing of its step. A request whose
+logits are not finite is reported alone; the others cannot tell that it was there.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from capstan_api.footprint import MemoryFigures
 from capstan_engine.kernels import Kernels
-from capstan_engine.messages import SamplingParams, TokenLogprobs
+from capstan_engine.messages import SamplingParams
 from capstan_engine.models.decoder import Decoder
-from capstan_engine.runner.batch import Batch, build_batch
+from capstan_engine.runner import scoring
+from capstan_engine.runner.batch import Batch, Drawn, Inputs, Rows, begun_blocks, build_batch, padded
+from capstan_engine.runner.graphs import Graphs
 from capstan_engine.runner.kv_cache import KvCache
-from capstan_engine.runner.logprobs import token_logprobs
-from capstan_engine.runner.sampler import sample
-from capstan_engine.scheduler.step import Sampled, ScheduledRequest, StepPlan, StepResult
+from capstan_engine.runner.landing import Findings, landing
+from capstan_engine.scheduler.step import ScheduledRequest, StepPlan, StepResult
 
-_LOGPROB_ROWS = 256
-"""Prompt positions whose logits are held at once."""
 _WARM_UP_TOKENS = 64
 _WARM_UP_PARAMS = SamplingParams(seed=0, max_tokens=1, repetition_penalty=1.1, logit_bias={0: 0.0})
 """What a sampler has code of its own for."""
@@ -36,7 +37,7 @@ class Runner:
         figures: MemoryFigures,
         *,
         dtype: torch.dtype,
-        device: str,
+        graphs: Graphs | None,
     ) -> None:
         self.figures = figures
         """What the model takes of memory."""
@@ -44,7 +45,9 @@ class Runner:
         self._cache = cache
         self._kernels = kernels
         self._dtype = dtype
-        self._device = device
+        self._graphs = graphs
+        self._stage = kernels.new_stage()
+        self._drawn = Drawn(torch.zeros(1, dtype=torch.int64, device=cache.device), {})
 
     @property
     def num_blocks(self) -> int:
@@ -66,22 +69,27 @@ class Runner:
         """The model's own end-of-sequence ids."""
         return self._decoder.spec.eos_token_ids
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Compute the plan's tokens and draw where a request `samples`. Pure but for the KV cache."""
+        """Launch a step and wait for it."""
+        return self.launch(plan)()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Callable[[], StepResult]:
+        """Give the device a step, behind those that it was given before. The answer waits for the result.
+
+        The plan's tokens are computed, and one is drawn where a request `samples`. Where one is `UNKNOWN`, the step
+        launched before this one draws it.
+        """
         if not plan:
-            return StepResult()
-        batch = build_batch(
-            plan.scheduled, self._kernels, self._cache.layout, self._decoder.windows, self._dtype, self._device
-        )
-        if batch.new_blocks:
-            self._cache.clear(batch.new_blocks)
-        hidden = self._decoder.forward(batch.token_ids, batch.positions, self._cache.layers, batch.plans)
-        sampled, errors = self._sample(batch, hidden)
-        return StepResult(sampled, self._prompt_logprobs(batch, hidden), errors)
+            return StepResult
+        batch = build_batch(plan.scheduled, self._drawn.reference)
+        num_rows = None if self._graphs is None else self._graphs.num_rows(batch)
+        findings = self._compute(batch) if num_rows is None else self._repeat(batch, num_rows)
+        self._drawn = Drawn(findings.tokens, {request.request_id: row for row, request in enumerate(batch.drawing)})
+        return landing(findings)
 
     def warm_up(self, progress: Callable[[], None] = lambda: None) -> None:
-        """Run the smaller batch sizes once: the first step of each size generates code for its shapes.
+        """Run the smaller batch sizes: the first step of each size generates code for its shapes, the second a graph.
 
         `progress` is called before each.
 
@@ -90,7 +98,8 @@ class Runner:
         sizes = sorted({self._kernels.round_up(num) for num in range(1, _WARM_UP_TOKENS + 1)})
         for num in sizes:
             progress()
-            self.execute(StepPlan(tuple(self._dummy(f"{i}", 1) for i in range(num))))
+            for _ in range(1 if self._graphs is None else 2):
+                self.execute(StepPlan(tuple(self._dummy(f"{i}", 1) for i in range(num))))
             if num <= self._decoder.num_positions:
                 self.execute(StepPlan((self._dummy("0", num),)))
 
@@ -98,63 +107,51 @@ class Runner:
         blocks, ids = list(range(-(-length // self.block_size))), [0] * length
         return ScheduledRequest(request_id, ids, 0, blocks, _WARM_UP_PARAMS, True, ids, [])
 
-    def _sample(self, batch: Batch, hidden: torch.Tensor) -> tuple[dict[str, Sampled], dict[str, str]]:
-        chosen = [
-            (request, row + len(request.token_ids) - 1)
-            for request, row in zip(batch.requests, batch.first_rows, strict=True)
-            if request.samples
-        ]
-        if not chosen:
-            return {}, {}
-        requests = [request for request, _ in chosen]
-        logits = self._logits(hidden, [row for _, row in chosen])
-        tokens = sample(self._kernels, logits, requests)
-        logprobs = _output_logprobs(logits, requests, tokens)
-        sampled: dict[str, Sampled] = {}
-        errors: dict[str, str] = {}
-        for index, (request, token_id) in enumerate(zip(requests, tokens, strict=True)):
-            if token_id is None:
-                errors[request.request_id] = "the model's logits are not finite"
-            else:
-                sampled[request.request_id] = Sampled(token_id, logprobs.get(index))
-        return sampled, errors
+    def _compute(self, batch: Batch) -> Findings:
+        """First all that the device reads, in one copy; then all that it computes."""
+        stage, kernels, layout = self._stage, self._kernels, self._cache.layout
+        num_rows = kernels.round_up(len(batch.token_ids))
+        inputs = Inputs(
+            stage.put(padded(batch.token_ids, num_rows)),
+            stage.put(padded(batch.positions, num_rows)),
+            kernels.plan_attention(batch.spans, layout, self._decoder.windows, self._dtype, stage),
+            self._drawn.tokens if batch.refers else None,
+        )
+        begun = begun_blocks(batch.spans, layout.block_size) if kernels.reads_unused_slots else []
+        to_clear = stage.put(np.array(begun, np.int64))
 
-    def _prompt_logprobs(self, batch: Batch, hidden: torch.Tensor) -> dict[str, list[TokenLogprobs]]:
-        return {
-            request.request_id: list(self._chunk_logprobs(request, row, hidden, request.params.prompt_logprobs))
-            for request, row in zip(batch.requests, batch.first_rows, strict=True)
-            if request.params.prompt_logprobs is not None and request.start + 1 < len(request.prompt_token_ids)
-        }
+        def rows_of(rows: Sequence[int]) -> Rows:
+            wanted = [*rows, *[rows[0]] * (kernels.round_up(len(rows)) - len(rows))]
+            all_of_them = wanted == list(range(num_rows))
+            return Rows(None if all_of_them else stage.put(np.array(wanted)), len(rows))
 
-    def _chunk_logprobs(
-        self, request: ScheduledRequest, row: int, hidden: torch.Tensor, num: int
-    ) -> Iterator[TokenLogprobs]:
-        """The row at position p predicts the prompt's token p + 1."""
-        first = request.start + 1
-        ids = request.prompt_token_ids[first : first + len(request.token_ids)]
-        for offset in range(0, len(ids), _LOGPROB_ROWS):
-            part = ids[offset : offset + _LOGPROB_ROWS]
-            logits = self._logits(hidden, range(row + offset, row + offset + len(part)))
-            yield from token_logprobs(logits, part, [num] * len(part))
+        last_rows = rows_of(batch.last_rows) if batch.drawing else None
+        draws = kernels.plan_draws(batch.draws, stage)
+        score_outputs = scoring.of_outputs(batch.drawing, stage)
+        score_prompts = scoring.of_prompts(batch, stage, rows_of)
+        stage.send()
 
-    def _logits(self, hidden: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """`[len(rows), V]`"""
-        padded = [*rows, *[rows[0]] * (self._kernels.round_up(len(rows)) - len(rows))]
-        if padded == list(range(hidden.shape[0])):
-            return self._decoder.logits(hidden)[: len(rows)]
-        return self._decoder.logits(hidden[padded])[: len(rows)]
+        if begun:
+            self._cache.clear(to_clear)
+        hidden = self._decoder.forward(inputs.known_ids(), inputs.positions, self._cache.layers, inputs.plans)
 
+        def logits_of(rows: Rows) -> torch.Tensor:
+            some = hidden if rows.chosen is None else hidden.index_select(0, rows.chosen)
+            return self._decoder.logits(some)[: rows.num]
 
-def _output_logprobs(
-    logits: torch.Tensor, requests: Sequence[ScheduledRequest], tokens: Sequence[int | None]
-) -> dict[int, TokenLogprobs]:
-    """By row, for the rows that ask and have a token."""
-    wanted = [
-        (row, token_id, request.params.logprobs)
-        for row, (request, token_id) in enumerate(zip(requests, tokens, strict=True))
-        if token_id is not None and request.params.logprobs is not None
-    ]
-    if not wanted:
-        return {}
-    rows, ids, counts = (list(column) for column in zip(*wanted, strict=True))
-    return dict(zip(rows, token_logprobs(logits[rows], ids, counts), strict=True))
+        if last_rows is None:
+            return Findings((), self._drawn.tokens[:0], [], score_prompts(logits_of))
+        logits = logits_of(last_rows)
+        tokens = kernels.choose_tokens(logits, draws, self._drawn.tokens)
+        return Findings(batch.drawing, tokens, score_outputs(logits, tokens), score_prompts(logits_of))
+
+    def _repeat(self, batch: Batch, num_rows: int) -> Findings:
+        """By a graph, and what no graph has in it behind that: other logits are drawn from anew."""
+        assert self._graphs is not None
+        changes = any(draw.changes_logits for draw in batch.draws)
+        draws = self._kernels.plan_draws(batch.draws, self._stage) if changes else None
+        score_outputs = scoring.of_outputs(batch.drawing, self._stage)
+        self._stage.send()
+        left = self._graphs.run(batch, num_rows, self._drawn.tokens)
+        tokens = left.tokens if draws is None else self._kernels.choose_tokens(left.logits, draws, left.drawn)
+        return Findings(batch.drawing, tokens, score_outputs(left.logits, tokens), [])

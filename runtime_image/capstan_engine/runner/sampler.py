@@ -4,23 +4,18 @@ Stop ids before `min_tokens` are a bias of -inf, so that a backend knows one way
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
-import torch
-
-from capstan_engine.kernels import Draw, Kernels, Penalties
-from capstan_engine.scheduler.step import ScheduledRequest
+from capstan_engine.kernels import Draw, Penalties
+from capstan_engine.scheduler.step import UNKNOWN, ScheduledRequest
 
 
-def sample(kernels: Kernels, logits: torch.Tensor, requests: Sequence[ScheduledRequest]) -> list[int | None]:
-    """A token id for each row of `logits` `[n, V]`; None where the row is not finite. `logits` is left as it is."""
-    tokens = kernels.choose_tokens(logits, [draw_of(request) for request in requests]).tolist()
-    return [token if token >= 0 else None for token in tokens]
+def draw_of(request: ScheduledRequest, reference: Callable[[str], int]) -> Draw:
+    """The rules for the next token of `request`.
 
-
-def draw_of(request: ScheduledRequest) -> Draw:
-    """The rules for the next token of `request`."""
-    params, position = request.params, len(request.output_token_ids)
+    `reference` gives the id that stands for a request's `UNKNOWN` token, as in `Penalties.output`.
+    """
+    params, position = request.params, request.position
     bias = params.logit_bias
     if position < params.min_tokens:
         bias = bias | dict.fromkeys(params.stop_token_ids, -math.inf)
@@ -31,19 +26,22 @@ def draw_of(request: ScheduledRequest) -> Draw:
         params.min_p,
         params.seed,
         position,
-        _penalties(request),
+        _penalties(request, reference),
         bias,
     )
 
 
-def _penalties(request: ScheduledRequest) -> Penalties | None:
+def _penalties(request: ScheduledRequest, reference: Callable[[str], int]) -> Penalties | None:
     params = request.params
     if params.repetition_penalty == 1 and params.presence_penalty == 0 and params.frequency_penalty == 0:
         return None
+    output = request.output_token_ids[: request.position]
+    if output and output[-1] == UNKNOWN:
+        output[-1] = reference(request.request_id)
     return Penalties(
         params.repetition_penalty,
         params.presence_penalty,
         params.frequency_penalty,
         request.prompt_token_ids,
-        request.output_token_ids,
+        output,
     )

@@ -7,12 +7,18 @@ limit of running requests.
     plan(now)                  decodes first, so that TPOT is bounded; then prompts in order of rank, running or waiting
     commit(plan, result, now)  computed tokens become shareable, new tokens become known, requests end
 
+One more step may be planned before a commit, while the device still computes. Such a plan counts on what the step in
+flight draws (`UNKNOWN`), knows which requests that step ends by their length, and does not know which end by a stop id:
+what it computes for those is dropped. Steps run one after the other, so the blocks of an ended request can be handed
+out while the step that still writes to them is in flight.
+
 Surprising idea: one `rank`, fixed at arrival, decides everything that is an order: who is admitted, whose prompt goes
 first, and who is preempted (the worst rank). An admitted request holds blocks for its whole prompt at once, so only
 decodes can ever lack a block, and preemption happens in one place.
 """
 
 import heapq
+from collections import deque
 from collections.abc import Iterable
 from operator import attrgetter
 
@@ -30,7 +36,10 @@ _by_rank = attrgetter("rank")
 
 
 class Scheduler:
-    """Continuous batching over one block pool. `plan` and `commit` alternate; everything else may come at any time."""
+    """Continuous batching over one block pool.
+
+    `commit` follows each `plan` in the same order, at once or after one more; everything else may come at any time.
+    """
 
     def __init__(
         self,
@@ -60,7 +69,7 @@ class Scheduler:
         self._completions = CompletionRate()
         self._num_submitted = 0
         self._now = 0.0
-        self._planned: list[Request] | None = None
+        self._in_flight: deque[list[Request]] = deque()
         self._outputs: list[Output] = []
 
     @property
@@ -118,25 +127,27 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """The next step. Requests past their deadline end first; their outputs come with the commit of this plan."""
-        assert self._planned is None, "commit the last plan before making another"
+        assert len(self._in_flight) < 2, "commit the oldest plan before making another"
         self._now = now
         self._end_expired(now)
         step = StepBuilder(self.limits.max_batched_tokens, now)
         for request in self._decodes_with_room(step.budget):
             step.add(request)
         self._add_prompts(step)
-        self._planned = step.requests
+        self._in_flight.append(step.requests)
         return step.plan()
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Output]:
-        """Take over the result of `plan`. Returns new tokens and ends, those of expired requests included."""
-        assert self._planned is not None, "nothing was planned"
+        """Take over the result of `plan`, the oldest that has not been committed.
+
+        Returns new tokens and ends, those of expired requests included.
+        """
+        assert self._in_flight, "nothing was planned"
         self._now = now
         # Pairing by object and not by id: an id may have been aborted and used again since the plan.
-        for request, scheduled in zip(self._planned, plan.scheduled, strict=True):
-            if request.status is Status.RUNNING:
+        for request, scheduled in zip(self._in_flight.popleft(), plan.scheduled, strict=True):
+            if request.status is not Status.ENDED:
                 self._commit_one(request, scheduled, result, now)
-        self._planned = None
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -166,7 +177,7 @@ class Scheduler:
 
     def _decodes_with_room(self, budget: int) -> list[Request]:
         """Running requests that lack one token, each with a block for it. They take turns when not all fit."""
-        decodes = [request for request in self._running if request.num_uncomputed == 1]
+        decodes = [request for request in self._running if request.num_unplanned == 1]
         if len(decodes) > budget:
             del decodes[budget:]
             served = set(decodes)
@@ -177,16 +188,25 @@ class Scheduler:
         return [request for request in decodes if request.status is Status.RUNNING]
 
     def _make_room_for(self, request: Request) -> None:
-        """Give `request` one more block; preempt the worst ranks for it, itself when it is the worst."""
+        """Give `request` one more block; for it take those of requests that end anyway, or preempt the worst ranks.
+
+        That may be itself.
+        """
         while request.status is Status.RUNNING:
             if self.pool.num_free:
                 request.block_table.append(self.pool.take())
                 return
-            self._preempt(max(self._running, key=_by_rank))
+            leaving = next((r for r in self._running if not r.num_unplanned and r.block_table), None)
+            if leaving is None:
+                self._preempt(max((r for r in self._running if r.num_unplanned), key=_by_rank))
+            else:
+                # It waits for its last result only, and what computes that runs before what is planned now.
+                self.pool.give_back(leaving.block_table)
+                leaving.block_table = []
 
     def _add_prompts(self, step: StepBuilder) -> None:
         """Prefill in order of rank, whether running already or still waiting, until the budget is spent."""
-        prefills = [request for request in self._running if request.num_uncomputed > 1]
+        prefills = [request for request in self._running if request.num_unplanned > 1]
         prefills.sort(key=_by_rank, reverse=True)
         may_admit = True
         while step.budget:
@@ -215,7 +235,7 @@ class Scheduler:
         self.pool.share(cached)
         request.block_table = cached + [self.pool.take() for _ in range(num_new)]
         request.num_published = len(cached)
-        request.num_computed = len(cached) * self.block_size
+        request.num_planned = request.num_computed = len(cached) * self.block_size
         if cache is not None and request.first_scheduled_time is None:
             request.num_cached_tokens = request.num_computed
             self.num_prefix_queries += len(request.prompt_token_ids)
@@ -232,22 +252,25 @@ class Scheduler:
         error = result.errors.get(request.id)
         if error is not None:
             # What this request computed may be why it failed: nobody shall share it.
-            self.pool.forget(request.block_table)
+            self.pool.forget(scheduled.block_table)
             self._end(request, FinishReason.ERROR, now, error=error)
             return
-        request.num_computed += len(scheduled.token_ids)
-        if self._prefix_cache is not None and request.num_computed >= (request.num_published + 1) * self.block_size:
-            self._prefix_cache.publish(request)
+        # A request that lost its blocks since has others or none; its new token and its log probabilities hold.
+        if request.block_table is scheduled.block_table:
+            request.num_computed += len(scheduled.token_ids)
+            if self._prefix_cache is not None and request.num_computed >= (request.num_published + 1) * self.block_size:
+                self._prefix_cache.publish(request)
         if request.prompt_logprobs is not None:
-            request.prompt_logprobs += result.prompt_logprobs.get(request.id, [])
+            new = result.prompt_logprobs.get(request.id, [])
+            request.prompt_logprobs[scheduled.start + 1 : scheduled.start + 1 + len(new)] = new
         if scheduled.samples:
             sampled = result.sampled[request.id]
-            reason = request.append(sampled.token_id)
+            reason = request.learn(sampled.token_id)
             if reason is None:
                 self._emit(request, sampled)
             else:
                 self._end(request, reason, now, sampled)
-        elif not request.num_uncomputed:
+        elif scheduled.start + len(scheduled.token_ids) == request.max_length:
             # Nothing to sample and nothing left to compute: only the prompt was wanted (max_tokens 0).
             self._end(request, FinishReason.LENGTH, now)
 
@@ -272,7 +295,7 @@ class Scheduler:
         error: str | None = None,
     ) -> None:
         """Queue an output. The request's first one also carries what is known only once."""
-        is_first = len(request.output_token_ids) == (sampled is not None)
+        is_first = request.num_output == (sampled is not None)
         is_whole = reason is None or reason in (FinishReason.STOP, FinishReason.LENGTH)
         self._outputs.append(
             Output(

@@ -5,10 +5,14 @@ frozen dataclass. It has no reference cycles, so the garbage collector need not 
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
 from capstan_engine.messages import SamplingParams, TokenLogprobs
+
+UNKNOWN: Final = -1
+"""Stands for a token that the step before draws, whose result has not been committed yet."""
 
 
 class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
@@ -16,6 +20,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
 
     request_id: str
     token_ids: list[int]
+    """The last one may be `UNKNOWN`."""
     start: int
     """Position of the first of `token_ids`; that many tokens of the request are already in the KV cache."""
     block_table: list[int]
@@ -26,11 +31,16 @@ class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
     prompt_token_ids: list[int]
     """The whole prompt, for penalties. The scheduler's own list: do not change it."""
     output_token_ids: list[int]
-    """The output so far, for penalties and for the position of the random draw. Do not change it."""
+    """The output, for penalties: that before the token to draw is the first `position`. Do not change it."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def position(self) -> int:
+        """Of the token to draw, in the request's output."""
+        return self.start + len(self.token_ids) - len(self.prompt_token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,19 +21,20 @@ class StepBuilder:
         self._attention_pairs = 0
 
     def add(self, request: Request) -> None:
-        """Compute as many of the request's uncomputed tokens as the budget allows."""
-        start, num_known = request.num_computed, len(request.token_ids)
-        end = min(num_known, start + self.budget)
-        num_tokens = end - start
+        """Compute as many of the tokens that the request lacks as the budget allows."""
+        start, length = request.num_planned, len(request.token_ids)
+        num_tokens = min(request.num_unplanned, self.budget)
+        end = start + num_tokens
         self.budget -= num_tokens
         if request.first_scheduled_time is None:
             request.first_scheduled_time = self._now
         if num_tokens == 1 and start >= len(request.prompt_token_ids):
             self._num_decodes += 1
-            self._context_tokens += num_known
+            self._context_tokens += length
         else:
             self._num_prefill_tokens += num_tokens
             self._attention_pairs += num_tokens * (2 * start + num_tokens) // 2
+        samples = end == length < request.max_length
         self.requests.append(request)
         self._scheduled.append(
             ScheduledRequest(
@@ -42,11 +43,14 @@ class StepBuilder:
                 start=start,
                 block_table=request.block_table,
                 params=request.params,
-                samples=end == num_known and num_known < request.max_length,
+                samples=samples,
                 prompt_token_ids=request.prompt_token_ids,
                 output_token_ids=request.output_token_ids,
             )
         )
+        request.num_planned = end
+        if samples:
+            request.promise()
 
     def plan(self) -> StepPlan:
         return StepPlan(

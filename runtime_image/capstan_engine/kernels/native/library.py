@@ -5,7 +5,11 @@ is plain C++ with a C interface, called with addresses. It knows nothing of torc
 and it is named by the hash of its source, so it fits every version of torch and is never stale. OpenMP is resolved in
 the process, where torch has loaded its own: two of them would fight for the processors.
 
-    python library.py DIRECTORY       compile it there; for an image without a compiler, where this file lies
+It is compiled for a level of instructions, never for the processor that compiles: what was compiled elsewhere serves
+every processor of its level.
+
+    python library.py DIRECTORY       compile it there for every level; for an image without a compiler, where this
+                                      file lies
 """
 
 import ctypes
@@ -17,22 +21,44 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Set
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 _HERE: Final = Path(__file__).parent
-_SOURCES: Final = ("products.cpp", "step.cpp")
-_OPTIONS: Final = (
-    *("-O3", "-std=c++17", "-fPIC", "-fopenmp"),
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
+_SOURCES: Final = ("products.cpp", "integers.cpp", "step.cpp")
+_OPTIONS: Final = ("-O3", "-std=c++17", "-fPIC", "-fopenmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Instructions that a processor has all of, or the library is not for it."""
+
+    name: str
+    flags: frozenset[str]
+    """As /proc/cpuinfo calls them."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """For the compiler."""
+        return (*_OPTIONS, *(f"-m{flag.replace('_', '')}" for flag in sorted(self.flags)))
+
+
+_AVX512: Final = frozenset(("fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"))
+LEVELS: Final = (
+    Level("avx512bf16", _AVX512 | {"avx512_bf16"}),
+    Level("avx512vnni", _AVX512),
+    Level("avx2", frozenset(("fma", "avx2"))),
 )
+"""The best first."""
 _TYPES: Final = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 _SIGNATURES: Final = {
-    "capstan_bf16": "pnnnppp",
-    "capstan_int8": "pnnnpppp",
-    "capstan_int4": "pnnnnppppp",
+    "capstan_bf16": "pnpnnpp",
+    "capstan_int8": "pnpnnppp",
+    "capstan_int8_dynamic": "pnpnnppp",
+    "capstan_int4": "pnpnnpnppp",
     "capstan_norm": "pppnnfp",
     "capstan_gate": "pnnp",
     "capstan_rotate_and_write": "pnnnnppppfpp",
@@ -46,19 +72,44 @@ _log = logging.getLogger(__name__)
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library, ready to be called on this processor; None where there is none, and the log says why."""
+    """The library, ready to be called on this processor; None where there is none. The log says which, and why not."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return None
+    level = best_level(processor_flags())
+    if level is None:
+        _log.warning("the engine computes with torch alone, which is slower: this processor has no AVX2")
+        return None
     try:
-        path = next((path for path in _places() if _is_ours(path)), None) or build(_cache())
-        found = ctypes.CDLL(str(path))
+        path = compiled(level)
+        found = load(path)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         _log.warning("the engine computes with torch alone, which is slower: %s", error)
         return None
+    _log.info("the engine computes with %s", path)
+    return found
+
+
+def best_level(flags: Set[str]) -> Level | None:
+    """The best one that a processor with these flags has; None where it has none."""
+    return next((level for level in LEVELS if level.flags <= flags), None)
+
+
+def compiled(level: Level) -> Path:
+    """Where the library of a level is, beside this file or in the user's cache; compiled now if it is nowhere.
+
+    Raises as `build` does.
+    """
+    places = (directory / _name(level) for directory in (_HERE, cache_directory()))
+    return next((path for path in places if _is_ours(path)), None) or build(cache_directory(), level)
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The library in a file, its functions declared. The processor must have its level. Raises `OSError`."""
+    found = ctypes.CDLL(str(path))
     for name, signature in _SIGNATURES.items():
         function = getattr(found, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in signature], None
-    return found if found.capstan_supported() else None
+    return found
 
 
 def required() -> ctypes.CDLL:
@@ -68,7 +119,7 @@ def required() -> ctypes.CDLL:
     return found
 
 
-def build(directory: Path) -> Path:
+def build(directory: Path, level: Level) -> Path:
     """Compile into `directory`. Raises `OSError` without a compiler or a place to write, `SubprocessError`."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
@@ -78,12 +129,17 @@ def build(directory: Path) -> Path:
         linked = Path(scratch, "capstan.so")
         objects = [str(Path(scratch, source).with_suffix(".o")) for source in _SOURCES]
         for source, made in zip(_SOURCES, objects, strict=True):
-            _run(compiler, *_OPTIONS, "-c", str(_HERE / source), "-o", made)
+            _run(compiler, *level.options, "-c", str(_HERE / source), "-o", made)
         # Linked without OpenMP, which is found in the process.
         _run(compiler, "-shared", *objects, "-o", str(linked))
         linked.chmod(0o755)
         # At once: whoever starts beside us finds all of it or nothing.
-        return linked.replace(directory / _name())
+        return linked.replace(directory / _name(level))
+
+
+def cache_directory() -> Path:
+    """Where what is compiled on this machine is kept for its next start; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "capstan")
 
 
 def _run(*command: str) -> None:
@@ -92,20 +148,17 @@ def _run(*command: str) -> None:
         raise subprocess.SubprocessError(f"{command[0]} failed: {done.stderr.strip().splitlines()[:1]}")
 
 
-def _name() -> str:
-    digest = hashlib.sha256(" ".join(_OPTIONS).encode())
+def _name(level: Level) -> str:
+    digest = hashlib.sha256(" ".join(level.options).encode())
     for source in sorted((*_HERE.glob("*.cpp"), *_HERE.glob("*.h"))):
         digest.update(source.read_bytes())
-    return f"capstan-{digest.hexdigest()[:16]}.so"
+    return f"capstan-{level.name}-{digest.hexdigest()[:16]}.so"
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "capstan")
-
-
-def _places() -> Iterator[Path]:
-    yield _HERE / _name()
-    yield _cache() / _name()
+def processor_flags() -> frozenset[str]:
+    """Of this machine's first processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _is_ours(path: Path) -> bool:
@@ -117,4 +170,5 @@ def _is_ours(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    print(build(Path(sys.argv[1])))
+    for every in LEVELS:
+        print(build(Path(sys.argv[1]), every))

@@ -17,66 +17,62 @@ namespace {
 constexpr int64_t kParallelNumbers = 1 << 15;  // below, waking another thread takes longer than the work
 
 float inverse_rms(const bf16* x, int64_t width, float eps) {
-  __m512 sum = _mm512_setzero_ps();
+  Floats sum = all(0.0f);
   for (int64_t i = 0; i < width; i += 16) {
-    const __m512 v = load(x + i, lanes(i, width));
-    sum = _mm512_fmadd_ps(v, v, sum);
+    const Floats v = load(x + i, lanes(i, width));
+    sum = fma(v, v, sum);
   }
-  return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / static_cast<float>(width) + eps);
+  return 1.0f / std::sqrt(sum_of(sum) / static_cast<float>(width) + eps);
 }
 
 void norm(const bf16* x, const bf16* weight, int64_t width, float eps, bf16* out) {
-  const __m512 by = _mm512_set1_ps(inverse_rms(x, width, eps));
+  const Floats by = all(inverse_rms(x, width, eps));
   for (int64_t i = 0; i < width; i += 16) {
-    const __mmask16 mask = lanes(i, width);
-    store(out + i, mask, _mm512_mul_ps(_mm512_mul_ps(load(x + i, mask), by), load(weight + i, mask)));
+    const Lanes mask = lanes(i, width);
+    store(out + i, mask, load(x + i, mask) * by * load(weight + i, mask));
   }
 }
 
 float dot(const bf16* a, const bf16* b, int64_t width) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t i = 0; i < width; i += 32)
-    sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_loadu_si512(a + i)),
-                           reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + i)));
-  return _mm512_reduce_add_ps(sum);
+  Floats sum = all(0.0f);
+  for (int64_t i = 0; i < width; i += 32) sum = dot_bf16(sum, load_ints(a + i), load_ints(b + i));
+  return sum_of(sum);
 }
 
 // Scores become weights in place; returns the inverse of their sum.
 float softmax(float* scores, int64_t num) {
-  __m512 most = _mm512_set1_ps(-INFINITY);
-  for (int64_t i = 0; i < num; i += 16)
-    most = _mm512_max_ps(most, _mm512_mask_loadu_ps(most, lanes(i, num), scores + i));
-  const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-  __m512 sum = _mm512_setzero_ps();
+  const Floats none = all(-INFINITY);
+  Floats most = none;
+  for (int64_t i = 0; i < num; i += 16) most = at_least(most, load(scores + i, lanes(i, num), none));
+  const Floats top = all(largest_of(most));
+  Floats sum = all(0.0f);
   for (int64_t i = 0; i < num; i += 16) {
-    const __mmask16 mask = lanes(i, num);
-    const __m512 e = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + i), top));
-    _mm512_mask_storeu_ps(scores + i, mask, e);
-    sum = _mm512_mask_add_ps(sum, mask, sum, e);
+    const Lanes mask = lanes(i, num);
+    const Floats e = exponential(load(scores + i, mask, none) - top);
+    store(scores + i, mask, e);
+    sum = sum + e;
   }
-  return 1.0f / _mm512_reduce_add_ps(sum);
+  return 1.0f / sum_of(sum);
 }
 
 // For up to four heads, whose weights are `stride` apart: the weighted sums of `vectors` times 16 numbers of each value.
 template <int heads>
 void mix(const float* weights, int64_t stride, const std::vector<const bf16*>& values, int64_t d, int vectors,
          const float* by, bf16* out, int64_t width) {
-  __m512 sums[heads][4];
+  Floats sums[heads][4];
   for (int h = 0; h < heads; ++h)
-    for (int v = 0; v < 4; ++v) sums[h][v] = _mm512_setzero_ps();
+    for (int v = 0; v < 4; ++v) sums[h][v] = all(0.0f);
   const auto add = [&](const int num) {
     for (size_t i = 0; i < values.size(); ++i)
       for (int v = 0; v < num; ++v) {
-        const __m512 value = load(values[i] + d + 16 * v);
-        for (int h = 0; h < heads; ++h)
-          sums[h][v] = _mm512_fmadd_ps(_mm512_set1_ps(weights[h * stride + i]), value, sums[h][v]);
+        const Floats value = load(values[i] + d + 16 * v);
+        for (int h = 0; h < heads; ++h) sums[h][v] = fma(all(weights[h * stride + i]), value, sums[h][v]);
       }
   };
   // With numbers that the compiler knows, so that the sums stay in registers.
   vectors == 4 ? add(4) : add(2);
   for (int h = 0; h < heads; ++h)
-    for (int v = 0; v < vectors; ++v)
-      store(out + h * width + d + 16 * v, 0xffff, _mm512_mul_ps(sums[h][v], _mm512_set1_ps(by[h])));
+    for (int v = 0; v < vectors; ++v) store(out + h * width + d + 16 * v, lanes(0, 16), sums[h][v] * all(by[h]));
 }
 
 }  // namespace
@@ -90,8 +86,8 @@ void capstan_norm(bf16* x, const bf16* delta, const bf16* weight, int64_t rows, 
     bf16* line = x + row * width;
     if (delta)
       for (int64_t i = 0; i < width; i += 16) {
-        const __mmask16 mask = lanes(i, width);
-        store(line + i, mask, _mm512_add_ps(load(line + i, mask), load(delta + row * width + i, mask)));
+        const Lanes mask = lanes(i, width);
+        store(line + i, mask, load(line + i, mask) + load(delta + row * width + i, mask));
       }
     norm(line, weight, width, eps, out + row * width);
   }
@@ -102,12 +98,11 @@ void capstan_gate(const bf16* x, int64_t rows, int64_t width, bf16* out) {
 #pragma omp parallel for if (rows * width > kParallelNumbers)
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = 0; i < width; i += 16) {
-      const __mmask16 mask = lanes(i, width);
-      const __m512 gate = load(x + 2 * row * width + i, mask), up = load(x + (2 * row + 1) * width + i, mask);
+      const Lanes mask = lanes(i, width);
+      const Floats gate = load(x + 2 * row * width + i, mask), up = load(x + (2 * row + 1) * width + i, mask);
       // Minus the gate may exceed what the exponential takes; from -88 on the answer is 0 anyway.
-      const __m512 e = exponential(_mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), gate), _mm512_set1_ps(88.0f)));
-      const __m512 silu = _mm512_div_ps(gate, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
-      store(out + row * width + i, mask, _mm512_mul_ps(silu, up));
+      const Floats e = exponential(at_most(all(88.0f), all(0.0f) - gate));
+      store(out + row * width + i, mask, gate / (all(1.0f) + e) * up);
     }
 }
 
@@ -124,11 +119,10 @@ void capstan_rotate_and_write(bf16* heads, int64_t tokens, int64_t queries, int6
       bf16* x = heads + (token * all + head) * width;
       if (query_norm) norm(x, head < queries ? query_norm : key_norm, width, eps, x);
       for (int64_t i = 0; i < half; i += 16) {
-        const __mmask16 mask = lanes(i, half);
-        const __m512 low = load(x + i, mask), high = load(x + half + i, mask);
-        store(x + i, mask, _mm512_fmadd_ps(high, load(s + i, mask), _mm512_mul_ps(low, load(c + i, mask))));
-        store(x + half + i, mask,
-              _mm512_fmadd_ps(low, load(s + half + i, mask), _mm512_mul_ps(high, load(c + half + i, mask))));
+        const Lanes mask = lanes(i, half);
+        const Floats low = load(x + i, mask), high = load(x + half + i, mask);
+        store(x + i, mask, fma(high, load(s + i, mask), low * load(c + i, mask)));
+        store(x + half + i, mask, fma(low, load(s + half + i, mask), high * load(c + half + i, mask)));
       }
     }
     for (int64_t head = 0; head < 2 * keys; ++head)

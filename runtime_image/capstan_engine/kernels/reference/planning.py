@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from capstan_engine.kernels.plan import KvLayout, Span
 from capstan_engine.kernels.reference.plan import DecodeGroup, PrefillChunk, ReferencePlan, Tile
 from capstan_engine.kernels.reference.rounding import round_up
+from capstan_engine.kernels.stage import Stage
 
 Ints = NDArray[np.int64]
 
@@ -26,10 +27,10 @@ _SMALL = 4096
 
 
 def plan_attention(
-    spans: Sequence[Span], layout: KvLayout, windows: Sequence[int | None], dtype: torch.dtype
+    spans: Sequence[Span], layout: KvLayout, windows: Sequence[int | None], dtype: torch.dtype, stage: Stage
 ) -> dict[int | None, ReferencePlan]:
     """One plan for each of `windows`. Spans of one token must come first, in falling order of `start`."""
-    slots = torch.from_numpy(_slots(spans, layout))
+    slots = stage.put(_slots(spans, layout))
     num_decodes = next((i for i, span in enumerate(spans) if span.length > 1), len(spans))
     num_tokens = sum(span.length for span in spans)
     return {

@@ -14,18 +14,24 @@ from torch.nn import functional
 
 from capstan_engine.kernels.draw import Draw, Penalties
 from capstan_engine.kernels.philox import uniforms
+from capstan_engine.kernels.stage import Stage
 
 _CHUNK = 64
 """Cumulative sums are made of whole chunks first: a vocabulary has no running total worth its memory traffic."""
 _BELOW_ONE = 1 - 2.0**-52
 
 
-def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+def plan_draws(draws: Sequence[Draw], stage: Stage) -> Sequence[Draw]:
+    """The rules as they are: they are read on the host."""
+    return draws
+
+
+def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw], drawn: torch.Tensor) -> torch.Tensor:
     """int64 `[n]`: a token id for each row of `logits` `[n, V]`; -1 where the row is not finite."""
     tokens = _most_likely(logits)
     rows = [i for i, d in enumerate(draws) if tokens[i] >= 0 and (d.changes_logits or not d.is_greedy)]
     if rows:
-        chosen = _choose(logits[rows].float(), [draws[i] for i in rows])
+        chosen = _choose(logits[rows].float(), [draws[i] for i in rows], drawn)
         for i, token in zip(rows, chosen, strict=True):
             tokens[i] = token
     return torch.tensor(tokens)
@@ -38,11 +44,11 @@ def _most_likely(logits: torch.Tensor) -> list[int]:
     return [token_id if math.isfinite(value) else -1 for token_id, value in pairs]
 
 
-def _choose(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+def _choose(logits: torch.Tensor, draws: Sequence[Draw], drawn: torch.Tensor) -> list[int]:
     """`logits` float32 `[n, V]` are changed in place."""
     for row, rules in zip(logits, draws, strict=True):
         if rules.penalties is not None:
-            penalize(row, rules.penalties)
+            penalize(row, _resolved(rules.penalties, drawn))
         if rules.bias:
             _add(row, rules.bias)
     tokens = _most_likely(logits)
@@ -51,6 +57,15 @@ def _choose(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         for i, token in zip(rows, draw(logits[rows], [draws[i] for i in rows]), strict=True):
             tokens[i] = token
     return tokens
+
+
+def _resolved(penalties: Penalties, drawn: torch.Tensor) -> Penalties:
+    """With tokens in place of references; one that could not be drawn is none."""
+    if not any(token < 0 for token in penalties.output[-1:]):
+        return penalties
+    *known, reference = penalties.output
+    last = int(drawn[-1 - reference])
+    return penalties._replace(output=[*known, last] if last >= 0 else known)
 
 
 def penalize(logits: torch.Tensor, penalties: Penalties) -> None:

@@ -12,8 +12,9 @@ import triton.language as tl
 
 from capstan_engine.kernels.triton.attend import LOG2_E, attend
 from capstan_engine.kernels.triton.machine import num_processors
-from capstan_engine.kernels.triton.planning import MOST_PIECES, Decodes
+from capstan_engine.kernels.triton.planning import Decodes
 from capstan_engine.kernels.triton.tiles import DECODE_PROGRAMS, Tile, power_of_two
+from capstan_engine.pieces import MOST_PIECES
 
 
 def decode(
@@ -164,13 +165,15 @@ def combine_kernel(
     first_sum = log_sums + first.to(tl.int64) * num_heads + head
     all_pieces = tl.arange(0, MOST_PIECES)
     all_sums = tl.load(first_sum + all_pieces * num_heads, mask=all_pieces < num_pieces, other=float("-inf"))
-    largest = tl.max(all_sums, 0)
+    largest = tl.where(num_pieces > 0, tl.max(all_sums, 0), 0.0)
     if SINKS:
         sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
         largest = tl.maximum(largest, sink)
     total = tl.sum(tl.exp2(all_sums - largest), 0)
     if SINKS:
         total += tl.exp2(sink - largest)
+    # A row without pieces pads the batch; what it gets is never looked at, but is a number.
+    total = tl.where(num_pieces > 0, total, 1.0)
     acc = tl.zeros([BLOCK_D], tl.float32)
     for begin in range(0, num_pieces, BLOCK_P):
         piece = begin + tl.arange(0, BLOCK_P)

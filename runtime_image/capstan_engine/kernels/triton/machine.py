@@ -3,15 +3,18 @@
 With Triton's interpreter (`TRITON_INTERPRET=1`, tests only) the same code runs on CPU tensors, element by element.
 """
 
-from collections.abc import Sequence
+import os
 from functools import cache
 
-import numpy as np
 import torch
 import triton
-from numpy.typing import NDArray
+
+from capstan_engine.kernels.native.library import cache_directory
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+# Beside all else that is compiled here, where a volume keeps it. Triton's own variable goes first.
+if "TRITON_CACHE_DIR" not in os.environ:
+    triton.knobs.cache.dir = str(cache_directory() / "triton")
 # Products and sums are fused on every version of Triton; without this the default would change with the version.
 triton.knobs.language.default_fp_fusion = True
 
@@ -35,16 +38,3 @@ def shared_bytes() -> int:
     if INTERPRETED:
         return 227 << 10
     return int(torch.cuda.get_device_properties(DEVICE).shared_memory_per_block_optin)
-
-
-def to_device(arrays: Sequence[NDArray[np.int32]]) -> list[torch.Tensor]:
-    """All in one copy, which the host does not wait for. Each begins at a multiple of 16 bytes.
-
-    Triton compiles a kernel anew for a pointer of another alignment, so that must not depend on the batch.
-    """
-    padded = [np.pad(array.reshape(-1), (0, -array.size % 4)) for array in arrays]
-    flat = torch.from_numpy(np.concatenate(padded))
-    if not INTERPRETED:
-        flat = flat.pin_memory()
-    parts = torch.split(flat.to(DEVICE, non_blocking=True), [len(array) for array in padded])
-    return [part[: array.size].view(array.shape) for part, array in zip(parts, arrays, strict=True)]

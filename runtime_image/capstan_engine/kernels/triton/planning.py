@@ -1,9 +1,4 @@
-"""From spans of requests to the numbers that the attention kernels read on the device: one small copy per step.
-
-The surprising idea: how a context is cut into pieces for the split-KV kernel depends on its own length and on nothing
-else. Cutting for an even load would be a little faster for few requests, but then the same request would be summed in
-another order in another batch, and its tokens could change with its neighbours.
-"""
+"""From spans of requests to the numbers that the attention kernels read on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from capstan_engine.kernels.plan import AttentionPlan, KvLayout, Span
-from capstan_engine.kernels.triton.machine import to_device
+from capstan_engine.kernels.stage import Stage
 from capstan_engine.kernels.triton.rounding import round_up
+from capstan_engine.pieces import most_pieces, piece_length
 
 Ints = NDArray[np.int32]
-
-MOST_PIECES = 64
-"""Pieces of one context: what the combining kernel takes in one go."""
-_SHORTEST_PIECE = 256
-"""Keys: 128 programs for one request of 4K keys and 8 KV heads, which is an H200's number of processors."""
-_STEP = 128
-"""Longer pieces are multiples of the largest tile."""
 
 
 class Decodes(NamedTuple):
@@ -36,7 +25,7 @@ class Decodes(NamedTuple):
     pieces: torch.Tensor
     """`[P, 3]`: row, first key, key after the last. Every visible key of every row lies in exactly one piece."""
     first_pieces: torch.Tensor
-    """`[R + 1]`: where each row's pieces begin; the last is P."""
+    """`[R + 1]`: where each row's pieces begin; behind the last of `pieces` there may be room."""
 
 
 class Chunks(NamedTuple):
@@ -63,49 +52,73 @@ class TritonPlan(AttentionPlan):
 
 
 def plan_attention(
-    spans: Sequence[Span], layout: KvLayout, windows: Sequence[int | None], dtype: torch.dtype
+    spans: Sequence[Span], layout: KvLayout, windows: Sequence[int | None], dtype: torch.dtype, stage: Stage
 ) -> dict[int | None, TritonPlan]:
     """One plan for each of `windows`. Spans of one token must come first. Plans are the same for every `dtype`."""
     num = next((i for i, span in enumerate(spans) if span.length > 1), len(spans))
     decodes, chunks = spans[:num], spans[num:]
     cuts = [_pieces([span.start + 1 for span in decodes], window) for window in windows]
-    slots, tables, first_rows, starts, *pieces = to_device(
-        [
-            _slots(spans, layout),
-            _tables(spans),
-            _running_total([num, *(span.length for span in chunks)]),
-            np.array([span.start for span in chunks], np.int32),
-            *(part for cut in cuts for part in cut),
-        ]
-    )
+    slots = stage.put(_slots(spans, layout, round_up(sum(span.length for span in spans))))
+    width = max(len(span.block_table) for span in spans)
+    tables = stage.put(_tables(spans, len(spans), width))
+    first_rows = stage.put(_running_total([num, *(span.length for span in chunks)]))
+    starts = stage.put(np.array([span.start for span in chunks], np.int32))
     prefill = Chunks(len(chunks), tables[num:], first_rows, starts)
     return {
         window: TritonPlan(
             window,
             slots,
-            Decodes(num, tables[:num], pieces[2 * i], pieces[2 * i + 1]) if decodes else None,
+            Decodes(num, tables[:num], stage.put(pieces), stage.put(first_pieces)) if decodes else None,
             prefill if chunks else None,
         )
-        for i, window in enumerate(windows)
+        for window, (pieces, first_pieces) in zip(windows, cuts, strict=True)
     }
 
 
-def _slots(spans: Sequence[Span], layout: KvLayout) -> Ints:
+def plan_decodes(
+    spans: Sequence[Span],
+    layout: KvLayout,
+    windows: Sequence[int | None],
+    stage: Stage,
+    num_rows: int,
+    max_context: int,
+) -> dict[int | None, TritonPlan]:
+    """`plan_attention` for spans of one token, in arrays whose sizes depend on `num_rows` and `max_context` alone.
+
+    Rows without a span attend to nothing and write nothing.
+    """
+    slots = stage.put(_slots(spans, layout, num_rows))
+    tables = stage.put(_tables(spans, num_rows, -(-max_context // layout.block_size)))
+    plans = {}
+    for window in windows:
+        pieces, first_pieces = _pieces([span.start + 1 for span in spans], window)
+        room = np.zeros((num_rows * most_pieces(max_context, window), 3), np.int32)
+        room[: len(pieces)] = pieces
+        firsts = np.pad(first_pieces, (0, num_rows - len(spans)), "edge")
+        decodes = Decodes(num_rows, tables, stage.put(room), stage.put(firsts))
+        plans[window] = TritonPlan(window, slots, decodes, None)
+    return plans
+
+
+def _slots(spans: Sequence[Span], layout: KvLayout, num_rows: int) -> Ints:
     """Padding rows of the batch have no slot."""
-    size, num_tokens = layout.block_size, sum(span.length for span in spans)
-    slots = np.full(round_up(num_tokens), -1, np.int32)
-    row = 0
+    size = layout.block_size
+    slots = np.full(num_rows, -1, np.int32)
+    row, stride = 0, layout.num_kv_heads * size
     for start, length, table in spans:
-        positions = np.arange(start, start + length)
-        first = start // size
-        blocks = np.array(table[first : (start + length - 1) // size + 1], np.int32)
-        slots[row : row + length] = blocks[positions // size - first] * (layout.num_kv_heads * size) + positions % size
+        if length == 1:
+            slots[row] = table[start // size] * stride + start % size
+        else:
+            positions = np.arange(start, start + length)
+            first = start // size
+            blocks = np.array(table[first : (start + length - 1) // size + 1], np.int32)
+            slots[row : row + length] = blocks[positions // size - first] * stride + positions % size
         row += length
     return slots
 
 
-def _tables(spans: Sequence[Span]) -> Ints:
-    tables = np.zeros((len(spans), max(len(span.block_table) for span in spans)), np.int32)
+def _tables(spans: Sequence[Span], num_rows: int, width: int) -> Ints:
+    tables = np.zeros((num_rows, width), np.int32)
     for row, span in enumerate(spans):
         tables[row, : len(span.block_table)] = span.block_table
     return tables
@@ -125,9 +138,3 @@ def _pieces(contexts: Sequence[int], window: int | None) -> tuple[Ints, Ints]:
         pieces += ((row, begin, min(begin + length, end)) for begin in range(first, end, length))
         counts.append(len(pieces))
     return np.array(pieces, np.int32).reshape(-1, 3), np.array(counts, np.int32)
-
-
-def piece_length(num_keys: int) -> int:
-    """Keys of one piece, so that there are at most `MOST_PIECES`."""
-    even = -(-num_keys // MOST_PIECES)
-    return max(_SHORTEST_PIECE, -(-even // _STEP) * _STEP)

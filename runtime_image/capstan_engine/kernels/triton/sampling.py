@@ -7,6 +7,7 @@ The draw is the reference's too, an inverse CDF in vocabulary order from the sam
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ import triton
 import triton.language as tl
 
 from capstan_engine.kernels.draw import Draw
-from capstan_engine.kernels.triton.logits import adjusted
-from capstan_engine.kernels.triton.machine import to_device
+from capstan_engine.kernels.stage import Stage
+from capstan_engine.kernels.triton.logits import Changes, adjusted, plan_changes
 
 _BLOCK = 2048
 _PIVOTS = 8
@@ -25,24 +26,44 @@ ABOVE_ONE = tl.constexpr(0x3F800001)
 """The bits of the smallest float32 above 1, the largest weight."""
 
 
-def choose_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """int64 `[n]` on the device; `logits` are `[n, V]`, contiguous. The host does not wait."""
-    logits = adjusted(logits, draws)
-    tokens = torch.empty(len(draws), dtype=torch.int64, device=logits.device)
-    small = np.array([(rules.temperature, rules.min_p) for rules in draws], np.float32)
-    # Wide enough for 1 - top_p, which the host computes, and for seeds of 64 bits.
-    wide = np.array([1 - rules.top_p for rules in draws], np.float64)
-    top_k = np.array([rules.top_k for rules in draws], np.int32)
+class TritonDraws(NamedTuple):
+    """The rules of n rows, on the device."""
+
+    numbers: torch.Tensor
+    """float32 `[n, 2]`: temperature and min-p."""
+    dropped: torch.Tensor
+    """float64 `[n]`: 1 - top-p."""
+    most: torch.Tensor
+    """int32 `[n]`: top-k."""
+    counters: torch.Tensor
+    """int64 `[n, 2]`: seed and position."""
+    changes: Changes | None
+
+
+def plan_draws(draws: Sequence[Draw], stage: Stage) -> TritonDraws:
+    """Wide enough for 1 - top_p, which the host computes, and for seeds of 64 bits."""
     keys = np.array([(rules.seed & 0xFFFFFFFFFFFFFFFF, rules.position) for rules in draws], np.uint64)
-    numbers, dropped, most, counters = to_device(
-        [small.view(np.int32), wide.view(np.int32), top_k, keys.view(np.int32)]
+    return TritonDraws(
+        stage.put(np.array([(rules.temperature, rules.min_p) for rules in draws], np.float32)),
+        stage.put(np.array([1 - rules.top_p for rules in draws], np.float64)),
+        stage.put(np.array([rules.top_k for rules in draws], np.int32)),
+        stage.put(keys.view(np.int64)),
+        plan_changes(draws, stage),
     )
-    choose_kernel[(len(draws),)](
+
+
+def choose_tokens(logits: torch.Tensor, draws: TritonDraws, drawn: torch.Tensor) -> torch.Tensor:
+    """int64 `[n]` on the device; `logits` are `[n, V]`, contiguous. The host does not wait."""
+    if draws.changes is not None:
+        logits = adjusted(logits, draws.changes, drawn)
+    num_rows = draws.most.shape[0]
+    tokens = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
+    choose_kernel[(num_rows,)](
         logits,
-        numbers.view(torch.float32),
-        dropped.view(torch.float64),
-        most,
-        counters.view(torch.int64),
+        draws.numbers,
+        draws.dropped,
+        draws.most,
+        draws.counters,
         tokens,
         VOCAB=logits.shape[1],
         BLOCK=min(_BLOCK, triton.next_power_of_2(logits.shape[1])),
@@ -64,9 +85,7 @@ def choose_kernel(
     BLOCK: tl.constexpr,
     PIVOTS: tl.constexpr,
 ) -> None:
-    """Grid `(n,)`. `numbers` `[n, 2]`: temperature and min-p; `dropped` `[n]` float64: 1 - top-p; `most` `[n]`: top-k;
-    `counters` `[n, 2]`: seed and position.
-    """
+    """Grid `(n,)`. Shapes as in `TritonDraws`."""
     index = tl.program_id(0)
     row = logits + index.to(tl.int64) * VOCAB
     largest, token, finite = _most_likely(row, VOCAB, BLOCK)

@@ -1,7 +1,8 @@
 """How much of a problem one program takes at a time: a table for each kernel, with the shape that justifies each row.
 
-Knows no kernel, only shapes: a row is found by the width of a head, rounded up to 64, 128 or 256, and the bytes of a
-number. 32-bit rows are there for tests of equality: they are computed without tensor cores and need to be right only.
+Knows no kernel, only shapes: a row for attention is found by the width of a head, rounded up to 64, 128 or 256, and the
+bytes of a number. 32-bit rows are there for tests of equality: they are computed without tensor cores and need to be
+right only.
 
 Every row of every table is compiled ahead of time for each architecture by a test, which refuses registers that spill
 and shared memory that does not fit. The choices follow from the sizes of an H200 and from what the compiler made of
@@ -87,3 +88,37 @@ def prefill_tile(shape: Shape, shared_bytes: int) -> Tile:
     """The tile for a GPU whose programs may have so much shared memory."""
     tiles = PREFILL[shape]
     return tiles[0] if shared_bytes >= LARGE else tiles[-1]
+
+
+class GemmTile(NamedTuple):
+    """One launch's sizes of a matrix product."""
+
+    rows: int
+    outputs: int
+    inputs: int
+    """In one step of the inner loop."""
+    num_warps: int
+    num_stages: int
+
+
+MOST_GEMM_ROWS: Final = 256
+"""With more rows a product is bound by arithmetic, and cuBLAS's."""
+
+# To be measured against each other and against cuBLAS; none is used without. Each fits the 99 KiB of an sm_86 and
+# sm_89. An H200's 132 processors want 132 programs: of the narrowest weight of Llama-3-8B, 4096 outputs, 32 a tile.
+GEMM: Final = (
+    GemmTile(rows=16, outputs=16, inputs=256, num_warps=4, num_stages=5),
+    GemmTile(rows=16, outputs=32, inputs=128, num_warps=4, num_stages=6),
+    GemmTile(rows=16, outputs=64, inputs=128, num_warps=4, num_stages=4),
+    GemmTile(rows=32, outputs=32, inputs=128, num_warps=4, num_stages=5),
+    GemmTile(rows=32, outputs=64, inputs=128, num_warps=4, num_stages=4),
+    GemmTile(rows=64, outputs=32, inputs=128, num_warps=4, num_stages=4),
+    GemmTile(rows=64, outputs=64, inputs=64, num_warps=4, num_stages=5),
+    GemmTile(rows=128, outputs=64, inputs=64, num_warps=8, num_stages=4),
+    GemmTile(rows=128, outputs=128, inputs=64, num_warps=8, num_stages=3),
+)
+
+
+def gemm_rows(num_rows: int) -> int:
+    """The measured number of rows that stands for this one: a tile has at least 16, and one alone is a special case."""
+    return 1 if num_rows == 1 else max(16, power_of_two(num_rows))

@@ -1,9 +1,9 @@
-"""Tiles that were measured on a GPU, in place of those that `tiles` takes from arithmetic.
+"""Tiles that were measured on a GPU: in place of those that `tiles` takes from arithmetic, or in place of cuBLAS.
 
 Two files of one format: one that ships with the engine, and one beside Triton's own cache of compiled kernels, which
-whoever measures extends; a start-up reads both, and the second has the last word. The surprising idea: only warps and
-the depth of the pipeline are tuned. Rows and keys decide how a context is summed, and a measurement that came out
-otherwise today than yesterday must not change more of an answer than how the sum of a row is rounded.
+whoever measures extends; a start-up reads both, and the second has the last word. The surprising idea: of attention's
+tiles only warps and the depth of the pipeline are tuned. Rows and keys decide how a context is summed, and what was
+measured otherwise today than yesterday must not change more of an answer than how the sum of a row is rounded.
 """
 
 import json
@@ -11,50 +11,70 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import triton
 
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels.triton.machine import DEVICE, INTERPRETED, shared_bytes
-from capstan_engine.kernels.triton.tiles import DECODE, Shape, Tile, prefill_tile, shape_of
+from capstan_engine.kernels.triton.tiles import DECODE, GemmTile, Shape, Tile, prefill_tile, shape_of
 
-FORMAT = 1
+FORMAT = 2
 SHIPPED = Path(__file__).with_name("tuned.json")
+
+AnyTile = TypeVar("AnyTile", bound=tuple[int, ...])
 
 
 class Problem(NamedTuple):
     """What a tile is chosen for."""
 
     kernel: str
-    """`decode` or `prefill`."""
+    """`decode`, `prefill` or `gemm`."""
     gpu: str
     """As its driver calls it."""
-    shape: Shape
-    heads: int
-    """Query heads of one KV head."""
+    sizes: tuple[int, ...]
+    """Of attention: width of a head, bytes of a number, query heads of one KV head. Of a product: rows (`gemm_rows`),
+    outputs, inputs, bytes of a number."""
 
 
-class Measured(NamedTuple):
+class Measured(NamedTuple, Generic[AnyTile]):
     """The fastest tile of a problem."""
 
-    tile: Tile
+    tile: AnyTile
     microseconds: float
 
 
-Known = dict[Problem, Measured]
+Known = dict[Problem, Measured[tuple[int, ...]]]
+
+
+def attention_problem(kernel: str, gpu: str, shape: Shape, heads: int) -> Problem:
+    """`heads` are the query heads of one KV head."""
+    return Problem(kernel, gpu, (*shape, heads))
+
+
+def gemm_problem(gpu: str, num_rows: int, num_outputs: int, num_inputs: int, itemsize: int) -> Problem:
+    """`num_rows` as `gemm_rows` has it."""
+    return Problem("gemm", gpu, (num_rows, num_outputs, num_inputs, itemsize))
 
 
 @cache
 def tile_for(kernel: str, width: int, itemsize: int, heads: int) -> Tile:
     """The tile of `decode` or `prefill` on this GPU: the measured one, or else the table's."""
     shape = shape_of(width, itemsize)
-    if not INTERPRETED:
-        measured = _known().get(Problem(kernel, torch.cuda.get_device_name(DEVICE), shape, heads))
-        if measured is not None:
-            return measured.tile
+    measured = _known().get(attention_problem(kernel, _gpu(), shape, heads))
+    if measured is not None:
+        return Tile(*measured.tile)
     return DECODE[shape] if kernel == "decode" else prefill_tile(shape, shared_bytes())
+
+
+def gemm_tiles(num_outputs: int, num_inputs: int, itemsize: int) -> dict[int, GemmTile]:
+    """The tiles that beat cuBLAS on this GPU for a weight `[N, K]`, by `gemm_rows`."""
+    return {
+        problem.sizes[0]: GemmTile(*measured.tile)
+        for problem, measured in _known().items()
+        if problem == gemm_problem(_gpu(), problem.sizes[0], num_outputs, num_inputs, itemsize)
+    }
 
 
 def extended() -> Path:
@@ -64,7 +84,17 @@ def extended() -> Path:
 
 @cache
 def _known() -> Known:
-    return read(SHIPPED) | read(extended())
+    return {} if INTERPRETED else read(SHIPPED) | read(extended())
+
+
+def read_again() -> None:
+    """From now on choose by what the files hold now."""
+    _known.cache_clear()
+    tile_for.cache_clear()
+
+
+def _gpu() -> str:
+    return "none" if INTERPRETED else torch.cuda.get_device_name(DEVICE)
 
 
 def candidates(tile: Tile) -> Iterator[Tile]:
@@ -77,10 +107,11 @@ def candidates(tile: Tile) -> Iterator[Tile]:
                 yield other
 
 
-def fastest(tiles: Iterable[Tile], microseconds: Callable[[Tile], float | None]) -> Measured:
-    """`microseconds` measures one tile, or answers None where the GPU cannot run it."""
+def fastest(tiles: Iterable[AnyTile], microseconds: Callable[[AnyTile], float | None]) -> Measured[AnyTile] | None:
+    """`microseconds` measures one tile, or answers None where the GPU cannot run it. None where it can run none."""
     times = ((tile, microseconds(tile)) for tile in tiles)
-    return min((Measured(tile, time) for tile, time in times if time is not None), key=lambda entry: entry.microseconds)
+    measured = (Measured(tile, time) for tile, time in times if time is not None)
+    return min(measured, key=lambda entry: entry.microseconds, default=None)
 
 
 def read(path: Path) -> Known:
@@ -100,7 +131,7 @@ def read(path: Path) -> Known:
 def extend(path: Path, measured: Known) -> None:
     """Add to a file, or begin one. Whoever reads it meanwhile sees the old one or the new one."""
     entries = [
-        {**problem._asdict(), "shape": problem.shape._asdict(), "tile": tile._asdict(), "microseconds": microseconds}
+        {**problem._asdict(), "tile": tile, "microseconds": microseconds}
         for problem, (tile, microseconds) in sorted((read(path) | measured).items())
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +140,6 @@ def extend(path: Path, measured: Known) -> None:
     draft.replace(path)
 
 
-def _entry(entry: dict[str, Any]) -> tuple[Problem, Measured]:
-    problem = Problem(entry["kernel"], entry["gpu"], Shape(**entry["shape"]), int(entry["heads"]))
-    return problem, Measured(Tile(**entry["tile"]), float(entry["microseconds"]))
+def _entry(entry: dict[str, Any]) -> tuple[Problem, Measured[tuple[int, ...]]]:
+    problem = Problem(entry["kernel"], entry["gpu"], tuple(map(int, entry["sizes"])))
+    return problem, Measured(tuple(map(int, entry["tile"])), float(entry["microseconds"]))
