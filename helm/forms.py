@@ -49,8 +49,8 @@ def leaves(model: type[BaseModel]) -> Iterator[tuple[str, Schema, str]]:
 
 def _closed(node: Schema, default: Any) -> Schema:
     """`node` with `default` at every level that it reaches. An object that declares its keys takes no other."""
-    # Formats such as int32 belong to OpenAPI, the other two to an API server.
-    foreign = {"format", "required", "x-kubernetes-validations"}
+    # Formats such as int32 belong to OpenAPI, the others to an API server.
+    foreign = {"format", "required", *(key for key in node if key.startswith("x-kubernetes-"))}
     # An object's own default is that of its keys.
     foreign |= {"default"} if "properties" in node else set()
     node = {key: value for key, value in node.items() if key not in foreign}
@@ -60,6 +60,10 @@ def _closed(node: Schema, default: Any) -> Schema:
         below = default if isinstance(default, dict) else {}
         node["properties"] = {key: _closed(child, below.get(key)) for key, child in node["properties"].items()}
         node["additionalProperties"] = False
+    if "items" in node:
+        # Nothing is filled in below a list: what an item must have has to be written.
+        required = {"required": node["items"]["required"]} if "required" in node["items"] else {}
+        node["items"] = {**_closed(node["items"], None), **required}
     return node
 
 
@@ -90,6 +94,8 @@ def _leaves(node: Schema, path: str, above: str) -> Iterator[tuple[str, Schema, 
             yield from _leaves(child, f"{below}.", sentence)
         else:
             yield below, child, sentence
+            if "properties" in child.get("items", {}):
+                yield from _leaves(child["items"], f"{below}[].", sentence)
 
 
 def _type(node: Schema) -> str:

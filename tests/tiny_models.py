@@ -123,6 +123,7 @@ def load_runner(
     max_model_len: int = MAX_POSITIONS,
     block_size: int = 4,
     kv_cache_bytes: int = 8 << 20,
+    max_sequences: int = 0,
     device: str = "cpu",
 ) -> Runner:
     return build_runner(
@@ -133,6 +134,7 @@ def load_runner(
         block_size=block_size,
         max_model_len=max_model_len,
         num_threads=1,
+        max_sequences=max_sequences,
         device=device,
     )
 

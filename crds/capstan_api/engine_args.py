@@ -68,7 +68,7 @@ class EngineArgs(BaseModel):
     quantization: Quantization = Field(
         default=Quantization.NONE,
         description="How linear layers are held: in the precision, or rounded to fewer bits while loading, with "
-        "activations rounded too (Int8Dynamic, the fastest on CPU) or not.",
+        "activations rounded to 8 bits too (Int8Dynamic and Int4GroupN) or not (Int8).",
     )
     max_model_len: int = Field(default=8192, ge=2, description="Longest prompt plus output, in tokens.")
     envelope: Envelope = Field(description="Range of the live batch limits.")

@@ -47,13 +47,18 @@ class Envelope(BaseModel):
 
     def clamp(self, limits: BatchLimits) -> BatchLimits:
         """The nearest limits inside the envelope."""
+        if limits in self:
+            return limits
         return BatchLimits(
             max_sequences=min(max(limits.max_sequences, self.min_sequences), self.max_sequences),
             max_batched_tokens=min(max(limits.max_batched_tokens, self.min_batched_tokens), self.max_batched_tokens),
         )
 
     def __contains__(self, limits: BatchLimits) -> bool:
-        return self.clamp(limits) == limits
+        return (
+            self.min_sequences <= limits.max_sequences <= self.max_sequences
+            and self.min_batched_tokens <= limits.max_batched_tokens <= self.max_batched_tokens
+        )
 
 
 class LimitsPatch(BaseModel):

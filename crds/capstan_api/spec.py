@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints
 from capstan_api.contract import Contract, Decimal, Distinct, ModelName, Name, Percent, Rule, Seconds
 from capstan_api.engine_args import MetricsCompatibility, Precision, Quantization
 from capstan_api.model import ModelSpec
+from capstan_api.schedule import Schedule
 from capstan_api.scheduling import Scheduling
 
 
@@ -46,6 +47,21 @@ class RoutingPolicy(StrEnum):
     LEAST_LOADED = "LeastLoaded"
 
 
+class Accelerator(Contract):
+    """Devices of a cluster's nodes, as their device plugin offers them."""
+
+    resource_name: Annotated[
+        str, StringConstraints(pattern=r"^[a-z0-9][-a-z0-9.]*/[A-Za-z0-9][-A-Za-z0-9._]*$", max_length=253)
+    ] = Field(default="nvidia.com/gpu", description="Extended resource that nodes offer.")
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=1_000_000,
+        description="How much of it one replica asks for. An engine computes on one device; more than 1 is for plugins "
+        "that count parts of one, such as GiB of its memory.",
+    )
+
+
 class Resources(Contract):
     """What one replica gets."""
 
@@ -57,6 +73,11 @@ class Resources(Contract):
         ge=64,
         le=16_777_216,
         description="Memory of one replica in a cluster, in MiB: weights, KV cache and about 1 GiB for the rest.",
+    )
+    accelerator: Accelerator | None = Field(
+        default=None,
+        description="What each replica asks a cluster's nodes for besides; absent means processors only. Which nodes "
+        "have it is said by `scheduling`.",
     )
 
 
@@ -70,8 +91,9 @@ class Variant(Contract):
     )
     quantization: Quantization = Field(
         default=Quantization.NONE,
-        description="Rounds the weights of linear layers while loading: Int8Dynamic rounds activations to 8 bits as "
-        "well and is the fastest, Int8 and Int4GroupN round weights only, the latter in groups of N inputs. CPU only.",
+        description="Rounds the weights of linear layers while loading: to 8 bits, or to 4 with a scale for each N "
+        "inputs. Int8 leaves activations as they are, Int8Dynamic and Int4GroupN round them to 8 bits as well: "
+        "Int8Dynamic reads long prompts the fastest, Int4GroupN writes the fastest. CPU only.",
     )
     resources: Resources = Field(default_factory=Resources)
     cost_per_hour: Decimal = Field(
@@ -254,6 +276,11 @@ class Scaling(Contract):
         le=10_000,
         description="Replicas in mode Manual and Shadow; `kubectl scale` writes it. Mode Auto does not read it.",
     )
+    schedules: Annotated[list[Schedule], Field(max_length=16), Distinct(by="name")] = Field(
+        default_factory=list,
+        description="Windows in which other bounds hold. Where several are open, the highest of each kind holds. Mode "
+        "Manual does not read them.",
+    )
     spare_replicas: int = Field(
         default=0, ge=0, le=1000, description="Replicas beyond those that are needed, so that some may fail."
     )
@@ -279,7 +306,26 @@ class Scaling(Contract):
             holds=lambda s: s.mode is not Mode.MANUAL or s.replicas is not None,
             message="mode Manual needs replicas",
         ),
+        Rule(
+            cel=(
+                "self.schedules.all(s, (has(s.minReplicas) ? s.minReplicas : self.minReplicas)"
+                " <= (has(s.maxReplicas) ? s.maxReplicas : self.maxReplicas))"
+            ),
+            holds=lambda s: all(low <= high for low, high in map(s.bounds_in, s.schedules)),
+            message="schedules: minReplicas must not exceed maxReplicas; what a window does not say, scaling does",
+        ),
     )
+
+    def bounds_in(self, schedule: Schedule) -> tuple[int, int]:
+        """Fewest and most replicas while this window alone is open."""
+        low = self.min_replicas if schedule.min_replicas is None else schedule.min_replicas
+        high = self.max_replicas if schedule.max_replicas is None else schedule.max_replicas
+        return low, high
+
+    @property
+    def highest_replicas(self) -> int:
+        """Most replicas that there can ever be in mode Auto."""
+        return max([self.max_replicas, *(self.bounds_in(schedule)[1] for schedule in self.schedules)])
 
 
 class Hold(Contract):

@@ -60,6 +60,15 @@ class Condition(Contract):
     observed_generation: int = Field(default=0, description="metadata.generation that the condition speaks of.")
 
 
+class LimitsOnTrial(Contract):
+    """Batch limits that one replica has before all others do."""
+
+    replica: str = Field(max_length=253, description="Name of the replica.")
+    max_sequences: int = Field(description="Requests that may run at the same time on it.")
+    max_batched_tokens: int = Field(description="Tokens that one step of it may compute.")
+    since: Timestamp = Field(description="When the trial began, RFC 3339 in UTC.")
+
+
 class EffectiveBatchLimits(Contract):
     """The batch limits in force."""
 
@@ -68,6 +77,9 @@ class EffectiveBatchLimits(Contract):
     applied_replicas: int = Field(description="Replicas on which these limits are in force.")
     last_change_time: Timestamp | None = Field(default=None, description="When they last changed, RFC 3339 in UTC.")
     reason: str = Field(default="", description="Why they last changed, one sentence.")
+    on_trial: LimitsOnTrial | None = Field(
+        default=None, description="Limits that are tried on one replica first; absent while nothing is tried."
+    )
 
 
 class SloStatus(Contract):

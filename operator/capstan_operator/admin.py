@@ -53,7 +53,8 @@ class AdminClient:
         answer = await self._call("GET", f"{admin_url}/admin/steps?after={after}&limit={limit}")
         try:
             return _STEPS.validate_python(json.loads(answer.body)["steps"])
-        except (ValueError, KeyError, TypeError) as error:
+        # Nested deeply enough, JSON exhausts the stack of its reader.
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AdminError(f"{admin_url}/admin/steps answers what are not steps: {_first_line(error)}") from None
 
     async def figures(self, admin_url: str) -> MemoryFigures:
@@ -66,7 +67,7 @@ class AdminClient:
         try:
             state = json.loads(answer.body)
             return int(state["blocks_total"]) * int(state["block_size"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise AdminError(f"{admin_url}/admin/state tells no size of the KV cache: {_first_line(error)}") from None
 
     async def startup(self, admin_url: str) -> StartupReport:

@@ -28,7 +28,8 @@ _AT_A_TIME: Final = 8
 
 async def apply(actions: Sequence[Action], world: World, admin: AdminClient) -> tuple[str, ...]:
     """Returns what went wrong, one clause each; empty when all was done. Raises `Gone`."""
-    admin_urls = {facts.id: facts.admin_url for facts in await world.replicas()}
+    tells = any(isinstance(action, SetLimits) for action in actions)
+    admin_urls = {facts.id: facts.admin_url for facts in await world.replicas()} if tells else {}
 
     async def attempt(action: Action, room: asyncio.Semaphore) -> str:
         async with room:

@@ -7,14 +7,15 @@ little of it that people have a reason to set.
 import os
 import socket
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from capstan_api.contract import Contract, Name, ObjectName, Rule
+from capstan_api.contract import Contract, Distinct, Name, ObjectName, Rule
 from capstan_api.fetch_args import SourceEndpoint
 from capstan_api.manifest import InvalidResource, explain, read_document, to_json
 from capstan_api.structural import structural
+from capstan_operator.budgets import AcceleratorBudget
 from capstan_operator.errors import InvalidConfig
 from capstan_operator.settings import OperatorSettings
 from capstan_operator.world.kubernetes.installation import Installation
@@ -116,6 +117,11 @@ class OperatorConfig(Contract):
     health_port: int = Field(default=8080, ge=0, le=65535, description="Port of /livez, /readyz and /metrics.")
     admission: Admission = Field(default=Admission(), description="The admission webhook.")
     source_endpoints: SourceEndpoints = Field(default=SourceEndpoints(), description="Where models are fetched from.")
+    accelerator_budgets: Annotated[list[AcceleratorBudget], Distinct(by="name")] = Field(
+        default=[],
+        description="Accelerators that resources share, divided by what each earns in attainment; a resource shares in"
+        " the first that fits it.",
+    )
     turn_interval_seconds: float = Field(
         default=1.0, gt=0, description="Time between two turns of a resource; it grows when they are many."
     )

@@ -5,6 +5,7 @@ worse than none, because nobody would start another. Ready means that it knows t
 as ready as it will ever be.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
@@ -20,6 +21,7 @@ class HealthServer:
     """Serves until it is closed."""
 
     def __init__(self, *, alive: Complaints, ready: Complaints, page: Callable[[], bytes]) -> None:
+        """`page` is called in a thread of its own."""
         self._alive = alive
         self._ready = ready
         self._page = page
@@ -51,7 +53,9 @@ class HealthServer:
         return _verdict(self._ready())
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._page(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        # A thousand resources have tens of thousands of lines: nothing else may wait for them.
+        page = await asyncio.to_thread(self._page)
+        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _verdict(complaints: list[str]) -> web.Response:

@@ -75,7 +75,8 @@ class Observer:
             return gateway
         try:
             self._must_be_asked(facts.url)
-            page, table = await asyncio.gather(self._scraper.gateway(facts.url), self._admin.table(facts.admin_url))
+            page = await self._scraper.gateway(facts.url)
+            table = await self._admin.table(facts.admin_url)
             metrics = gateway_metrics(page, self._clock(), classes)
         except (ScrapeError, AdminError) as error:
             self._missed(facts, facts.url, error, faults)
@@ -104,8 +105,9 @@ class Observer:
         after = track.last_step if track is not None and track.is_of(replica) else 0
         try:
             self._must_be_asked(facts.url)
-            page, samples, limits = await asyncio.gather(
-                self._scraper.engine(facts.url),
+            # First alone: a silent one costs one attempt, and there may be thousands.
+            page = await self._scraper.engine(facts.url)
+            samples, limits = await asyncio.gather(
                 self._admin.steps(facts.admin_url, after=after, limit=self._max_step_samples),
                 self._admin.limits(facts.admin_url),
             )

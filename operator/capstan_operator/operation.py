@@ -18,7 +18,9 @@ from capstan_api import names
 from capstan_api.manifest import InvalidResource
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.admission import review
+from capstan_operator.apart import Apart
 from capstan_operator.bounded_http import BoundedHttp
+from capstan_operator.budgets import Budgets
 from capstan_operator.config import OperatorConfig
 from capstan_operator.errors import ApiError
 from capstan_operator.fleet import Crew, Fleet, Manifest
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 1.0
 _NUM_ENTERING: Final = 16
+_NUM_TURNING: Final = 32
 _SHARE_OF_PATIENCE: Final = 0.1
 _LONGEST_WITHOUT_TRY_S: Final = 60.0
 
@@ -71,12 +74,20 @@ class Operation:
             self._api, self._store, config.installation(), key, self._http, instance=config.identity()
         )
         self._pace = Pace(settings.turn_interval_s, config.cpu_share)
-        entrance = asyncio.Semaphore(_NUM_ENTERING)
+        self._budgets = Budgets(config.accelerator_budgets, self._store.manifests)
+        entrance, room = asyncio.Semaphore(_NUM_ENTERING), asyncio.Semaphore(_NUM_TURNING)
 
         def reconciler(world: World, source: Callable[[], InferenceDeployment]) -> Reconciler:
             interval_s = lambda: self._pace.interval_s  # noqa: E731 - it is asked after every turn
             return Reconciler(
-                world, source, settings=settings, interval_s=interval_s, entrance=entrance, fence=self._leader.check
+                world,
+                source,
+                settings=settings,
+                interval_s=interval_s,
+                budgets=self._budgets,
+                entrance=entrance,
+                room=room,
+                fence=self._leader.check,
             )
 
         self._fleet = Fleet(
@@ -212,6 +223,7 @@ class Operation:
     def _gone(self, key: Key) -> None:
         self._telemetry.gone(key)
         self._journal.gone(key)
+        self._budgets.gone(key.namespace, key.name)
 
     def _ages(self) -> dict[str, float]:
         return self._watches.hearing.ages() if self._watches is not None else {}
@@ -245,9 +257,9 @@ class Operation:
         lease = self._config.lease
         if not lease.enabled:
             return Alone()
-        # A connection of its own: a renewal must not queue behind other requests or a pause that was asked for.
+        # A thread and a connection of its own: a renewal must not queue behind loops, requests or pauses of others.
         api = KubernetesApi(
-            client,
+            ApiClient(client.configuration),
             on_call=lambda call: self._telemetry.called(call),
             max_concurrent=1,
             connect_timeout_s=lease.margin_seconds,
@@ -262,7 +274,7 @@ class Operation:
             renew_s=lease.renew_seconds,
             margin_s=lease.margin_seconds,
         )
-        return Lease(api, terms)
+        return Apart(Lease(api, terms), api.close)
 
 
 def _hand_over(

@@ -20,6 +20,7 @@ from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.admin import AdminClient
 from capstan_operator.apply import apply
 from capstan_operator.bounded_http import BoundedHttp
+from capstan_operator.budgets import Budgets
 from capstan_operator.decide import Decision, Memory, Observation, decide
 from capstan_operator.decide.novelty import News, news
 from capstan_operator.decide.observation import ConfigurationFault
@@ -61,14 +62,18 @@ class Reconciler:
         settings: OperatorSettings | None = None,
         clock: Callable[[], float] = time.time,
         interval_s: Callable[[], float] | None = None,
+        budgets: Budgets | None = None,
         entrance: asyncio.Semaphore | None = None,
+        room: asyncio.Semaphore | None = None,
         fence: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`interval_s` is asked after every turn; without it the interval is that of the settings.
 
-        `entrance` is held for each turn until one went well. The first of a resource makes or compares everything of
-        it: a thousand at the same time would all end late, a few at a time all end early, and none is in the way of
-        those whose limits must move.
+        `budgets` are accelerators that it shares with others.
+
+        `room` is held for each turn: a thousand at the same time would all end late, a few at a time all end early.
+        `entrance` is held as well, until what stands around the processes was brought about once, which takes long;
+        with fewer places than the room has, those who come are not in the way of those whose limits must move.
 
         `fence` is awaited before an engine or a gateway is told anything, and raises when somebody else may do so.
         """
@@ -77,7 +82,9 @@ class Reconciler:
         self._settings = settings or OperatorSettings()
         self._clock = clock
         self._interval_s = interval_s or (lambda: self._settings.turn_interval_s)
-        self._entrance = entrance
+        self._budgets = budgets or Budgets(())
+        self._entrance: AbstractAsyncContextManager[None] = entrance or nullcontext()
+        self._room: AbstractAsyncContextManager[None] = room or nullcontext()
         self._http = BoundedHttp(self._settings, fence=fence)
         self._admin = AdminClient(self._http, world.admin_token)
         self._observer = Observer(
@@ -102,13 +109,18 @@ class Reconciler:
             deployment, memory, configuration_fault=self._configuration_fault, refused=self._refused
         )
         now = self._clock()
+        # Nothing may be awaited between these three: what one loop was promised, another must know to be gone.
+        allowance = self._budgets.allowance(deployment, observation, memory, now)
+        observation = observation.model_copy(update={"allowance": allowance})
         decision = decide(deployment, observation, memory, now)
+        self._budgets.decided(deployment, decision.demand)
         self._memory = decision.memory
         fault = self._configuration_fault
         errors = [f"the last valid resource stays in force: {fault.message}"] if fault is not None else []
         # Written before it is acted upon: an operator that dies in between finds out what it wanted.
         await _attempt(self._publish(decision.status, now), "WriteStatus", errors)
-        await _attempt(self._world.prepare(deployment, decision.revisions), "Prepare", errors)
+        if await _attempt(self._world.prepare(deployment, decision.revisions), "Prepare", errors):
+            self._entrance = nullcontext()
         self._refused = await apply(decision.actions, self._world, self._admin)
         errors += self._refused
         for change in decision.changes:
@@ -119,17 +131,14 @@ class Reconciler:
     async def run(self, stop: asyncio.Event, on_turn: Callable[[Turn], None]) -> None:
         """Turn after turn until `stop` is set. Raises `Gone` when the resource was deleted."""
         failures = 0
-        entrance: AbstractAsyncContextManager[None] = self._entrance or nullcontext()
         try:
             while not stop.is_set():
-                async with entrance:
+                async with self._entrance, self._room:
                     self._world.wake.clear()
                     began = time.monotonic()
                     try:
                         turn = await self.turn()
                         failures = 0
-                        if turn.error is None:
-                            entrance = nullcontext()
                     except Gone:
                         raise
                     except Exception as error:
@@ -214,14 +223,16 @@ async def _first_of(stop: asyncio.Event, wake: asyncio.Event, timeout_s: float) 
             task.cancel()
 
 
-async def _attempt(doing: Awaitable[None], what: str, errors: list[str]) -> None:
-    """Have it done, or note why not: the rest of the turn matters more. Raises `Gone`."""
+async def _attempt(doing: Awaitable[None], what: str, errors: list[str]) -> bool:
+    """Have it done, or note why not: the rest of the turn matters more. Returns whether it was. Raises `Gone`."""
     try:
         await doing
     except Gone:
         raise
     except CapstanOperatorError as error:
         errors.append(f"{what}: {error}")
+        return False
+    return True
 
 
 def _with_failure(

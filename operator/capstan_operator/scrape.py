@@ -36,6 +36,8 @@ _ENGINE = (
     EngineSeries.STEPS,
     EngineSeries.HEARTBEAT,
     EngineSeries.BUSY,
+    EngineSeries.SLO_TOTAL,
+    EngineSeries.SLO_GOOD,
 )
 _GATEWAY = (
     GatewaySeries.REQUESTS,
@@ -51,6 +53,7 @@ _GATEWAY = (
     GatewaySeries.IN_FLIGHT,
 )
 _FAILED = ("failed", "truncated")
+_LONGEST_LINE = 4096
 Labels = frozenset[tuple[str, str]]
 Page = Mapping[str, Mapping[Labels, float]]
 
@@ -90,6 +93,9 @@ def parse(body: bytes, wanted: tuple[Metric, ...], max_series: int) -> Page:
         raise ScrapeError("the metrics page is not UTF-8 text") from None
     names = tuple(metric.name for metric in wanted)
     kept = [line for line in lines if line.startswith(names)]
+    if max(map(len, kept), default=0) > _LONGEST_LINE:
+        # Reading labels takes time that grows with the square of their length.
+        raise ScrapeError(f"the metrics page has a line of more than {_LONGEST_LINE} characters")
     page: dict[str, dict[Labels, float]] = {}
     try:
         for family in text_string_to_metric_families("\n".join(kept) + "\n"):
@@ -122,8 +128,18 @@ def engine_metrics(page: Page, at: float, samples: tuple[StepSample, ...] = ()) 
         busy_seconds=_one(page, EngineSeries.BUSY),
         prefix_queries=_one(page, EngineSeries.PREFIX_QUERIES),
         prefix_hits=_one(page, EngineSeries.PREFIX_HITS),
+        slo_total=sum(page.get(EngineSeries.SLO_TOTAL.name, {}).values()),
+        slo_good=_good(page, "all"),
+        ttft_good=_good(page, "ttft"),
+        tpot_good=_good(page, "tpot"),
         samples=samples,
     )
+
+
+def _good(page: Page, objective: str) -> float:
+    """An engine's good requests of all classes; its classes are those that it was started with."""
+    series = page.get(EngineSeries.SLO_GOOD.name, {})
+    return sum(value for labels, value in series.items() if ("objective", objective) in labels)
 
 
 def gateway_metrics(page: Page, at: float, classes: Iterable[str]) -> GatewayMetrics:

@@ -111,7 +111,11 @@ class Telemetry(Collector):
     def collect(self) -> Iterator[Metric]:
         with self._lock:
             subjects = dict(self._subjects)
-            samples = [sample for key, subject in subjects.items() for sample in _samples(key, subject)]
+        samples: list[Sample] = []
+        for key, subject in subjects.items():
+            # One by one: a loop that has made a turn must not wait for a thousand others to be told of.
+            with self._lock:
+                samples += _samples(key, subject)
         samples += [(Catalogue.WATCH_AGE, (resource,), age) for resource, age in self._ages().items()]
         samples.append((Catalogue.OBJECTS, (), float(self._num_objects)))
         samples.append((Catalogue.IS_LEADER, (), float(self._is_leader())))

@@ -32,6 +32,8 @@ class Book:
         self.produced: list[int] = [0] * num
         """Output tokens known when it was last preempted."""
         self.num_retries: list[int] = [0] * num
+        self.pod: list[int] = [0] * num
+        """Number of the pod that it was sent to last, 0 while it waits at the gateway."""
         self.prompt_sums: list[int] = [0, *accumulate(self.prompt)]
         self.arrival_sums: list[float] = [0.0, *accumulate(self.arrival)]
         self.num_arrived = 0

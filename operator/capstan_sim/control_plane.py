@@ -7,10 +7,12 @@ made here by construction, because the simulation makes millions of them.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 
 from capstan_api.limits import BatchLimits, LimitsState
 from capstan_api.replicas import ReplicaEntry, ReplicaState
 from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.budgets import Budgets
 from capstan_operator.decide import Decision, Memory, Observation, decide, render
 from capstan_operator.decide.actions import DrainReplica, EnsureGateway, Route, SetLimits, StartReplica, StopReplica
 from capstan_operator.decide.observation import (
@@ -21,7 +23,7 @@ from capstan_operator.decide.observation import (
     Replica,
     StepSample,
 )
-from capstan_sim.counters import GatewayCounters
+from capstan_sim.counters import Counters
 from capstan_sim.engine import Engine, Run
 from capstan_sim.fleet import Fleet, Pod, PodPhase
 from capstan_sim.policy import Objective
@@ -58,22 +60,26 @@ class ControlPlane:
         *,
         interval_s: float = 2.0,
         max_step_samples: int = 64,
+        budgets: Budgets | None = None,
         on_turn: Callable[[Observation, Decision], None] | None = None,
     ) -> None:
-        """`max_step_samples` of each engine and turn; `on_turn` is shown what was decided, and from what."""
+        """`max_step_samples` of each engine and turn; `budgets` are shared with others; `on_turn` is shown what was
+        decided, and from what.
+        """
         self.interval_s = interval_s
         self.memory = Memory()
         self._deployment = deployment
         self._envelope = render.envelope(deployment)
         self._gateway_revision = render.gateway_revision(deployment)
         self._max_step_samples = max_step_samples
+        self._budgets = budgets or Budgets(())
         self._on_turn = on_turn
         self._pods: dict[str, Pod] = {}
         self._lives: dict[str, _Life] = {}
-        self._counters: GatewayCounters | None = None
+        self._counters: Counters | None = None
 
     def begin(self, fleet: Fleet, record: Record) -> None:
-        self._counters = GatewayCounters(fleet.book, objectives(self._deployment))
+        self._counters = Counters(fleet.book, objectives(self._deployment))
         revision = render.revision(self._deployment)
         for number in range(record.setting.initial_replicas):
             name = f"{self._deployment.metadata.name}-{revision}-{number}"
@@ -84,7 +90,10 @@ class ControlPlane:
         now = EPOCH_S + fleet.now
         self._expire_leases(fleet)
         observation = self._observe(fleet, now, blind=blind)
+        allowance = self._budgets.allowance(self._deployment, observation, self.memory, now)
+        observation = observation.model_copy(update={"allowance": allowance})
         decision = decide(self._deployment, observation, self.memory, now)
+        self._budgets.decided(self._deployment, decision.demand)
         self.memory = decision.memory
         for action in decision.actions:
             match action:
@@ -130,12 +139,14 @@ class ControlPlane:
     def _observe(self, fleet: Fleet, now: float, *, blind: bool) -> Observation:
         for name in [name for name, pod in self._pods.items() if pod.phase is PodPhase.RETIRED]:
             del self._pods[name], self._lives[name]
-        replicas = tuple(self._replica(fleet, pod, now, blind=blind) for _, pod in sorted(self._pods.items()))
+        counters = self._counters
+        assert counters is not None, "a controller begins before its first turn"
+        counted = counters.read()
+        replicas = tuple(self._replica(fleet, pod, counters, now, blind=blind) for _, pod in sorted(self._pods.items()))
         metrics = table = None
         if not blind:
-            assert self._counters is not None, "a controller begins before its first turn"
             names = [slo.name for slo in self._deployment.spec.slos]
-            classes = dict(zip(names, self._counters.read(), strict=True))
+            classes = dict(zip(names, counted, strict=True))
             in_flight = {p.id: float(p.replica.outstanding) for p in fleet.pods if p.replica is not None}
             metrics = GatewayMetrics.model_construct(
                 at=now, classes=classes, held=float(len(fleet.gateway)), in_flight=in_flight
@@ -156,13 +167,15 @@ class ControlPlane:
             model_directory="/models/simulated",
         )
 
-    def _replica(self, fleet: Fleet, pod: Pod, now: float, *, blind: bool) -> Replica:
+    def _replica(self, fleet: Fleet, pod: Pod, counters: Counters, now: float, *, blind: bool) -> Replica:
         life, engine = self._lives[pod.id], pod.replica
         metrics = limits = None
         if engine is not None and not blind:
             if engine is not life.engine:
                 # A process that started again counts from zero, at the resource's limits.
                 life = self._lives[pod.id] = _Life(life.revision, self._envelope.top, engine)
+                counters.restarted(pod.number)
+            served = counters.served(pod.number)
             num_steps = engine.num_steps(fleet.now)
             metrics = EngineMetrics.model_construct(
                 at=now,
@@ -176,6 +189,10 @@ class ControlPlane:
                 busy_seconds=engine.busy_s(fleet.now),
                 prefix_queries=float(engine.prefix_queries),
                 prefix_hits=float(engine.prefix_hits),
+                slo_total=float(served.total),
+                slo_good=float(served.good),
+                ttft_good=float(served.ttft_good),
+                tpot_good=float(served.tpot_good),
                 samples=self._samples(fleet, pod, life),
             )
             limits = LimitsState.model_construct(
@@ -206,16 +223,18 @@ class ControlPlane:
         present = engine.run_so_far(fleet.now)
         if present is not None:
             runs.append(present)
-        samples: list[StepSample] = []
+        pieces: list[list[StepSample]] = []
+        num_left = self._max_step_samples
         for run in reversed(runs):
-            low = max(run.first, life.last_step + 1)
-            for number in range(run.first + run.num_steps - 1, low - 1, -1):
-                if len(samples) == self._max_step_samples:
-                    break
-                samples.append(_sample(run, number))
+            unseen = _steps(run, max(life.last_step + 1, run.first + run.num_steps - num_left))
+            if not unseen:
+                break
+            pieces.append(unseen)
+            num_left -= len(unseen)
+        samples = tuple(chain.from_iterable(reversed(pieces)))
         if samples:
-            life.last_step = samples[0].number
-        return tuple(reversed(samples))
+            life.last_step = samples[-1].number
+        return samples
 
 
 class _Life:
@@ -236,14 +255,19 @@ def _end(fleet: Fleet, pod: Pod) -> None:
         fleet.stop(pod)
 
 
-def _sample(run: Run, number: int) -> StepSample:
-    index = number - run.first
-    return StepSample(
-        number=number,
-        time=EPOCH_S + run.end(index + 1),
-        seconds=run.first_s + index * run.growth_s,
-        prefill_tokens=run.prefill_tokens,
-        decode_sequences=run.sequences,
-        context_tokens=run.context + index * run.sequences,
-        attention_pairs=float(run.pairs),
-    )
+def _steps(run: Run, number: int) -> list[StepSample]:
+    """Those of the run from `number` on."""
+    first, pairs = run.first, float(run.pairs)
+    # By place: these are made by the hundred thousand.
+    return [
+        StepSample(
+            number,
+            EPOCH_S + run.end(number - first + 1),
+            run.first_s + (number - first) * run.growth_s,
+            run.prefill_tokens,
+            run.sequences,
+            run.context + (number - first) * run.sequences,
+            pairs,
+        )
+        for number in range(max(number, first), first + run.num_steps)
+    ]

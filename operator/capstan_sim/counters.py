@@ -1,4 +1,4 @@
-"""What a gateway would have counted of a simulation until now: requests, tokens and latencies of each SLO class.
+"""What gateway and engines would have counted of a simulation until now, by SLO class and by pod.
 
 Kept from look to look, because a look only adds what has come since.
 """
@@ -6,6 +6,8 @@ Kept from look to look, because a look only adds what has come since.
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import add
+from typing import NamedTuple
 
 from capstan_api.metrics import Gateway as Series
 from capstan_operator.decide.observation import ClassCounters, Histogram
@@ -13,16 +15,34 @@ from capstan_sim.book import Book
 from capstan_sim.policy import Objective
 
 
-class GatewayCounters:
-    """The counters of all classes, in their order."""
+class Served(NamedTuple):
+    """An engine's own count of the requests that ended on it: all, and those that met their thresholds."""
+
+    total: int = 0
+    good: int = 0
+    ttft_good: int = 0
+    tpot_good: int = 0
+
+
+class Counters:
+    """The gateway's counters of all classes, and the engines' of all pods. One process runs in a pod at a time."""
 
     def __init__(self, book: Book, slos: Sequence[Objective]) -> None:
         self._book = book
         self._counts = [_ClassCounts(slo, slos) for slo in slos]
         self._num_arrived = self._num_first = self._num_done = 0
+        self._served: dict[int, Served] = {}
+
+    def served(self, pod: int) -> Served:
+        """What has ended on the process in this pod."""
+        return self._served.get(pod, Served())
+
+    def restarted(self, pod: int) -> None:
+        """Another process runs in this pod."""
+        self._served.pop(pod, None)
 
     def read(self) -> list[ClassCounters]:
-        """Of each class, as they stand now."""
+        """Count what has come since; the gateway's counters of each class, in their order."""
         book, counts = self._book, self._counts
         for request in range(self._num_arrived, book.num_arrived):
             of_class = counts[book.slo_class[request]]
@@ -32,7 +52,9 @@ class GatewayCounters:
             counts[book.slo_class[book.first_requests[index]]].first_token(book.first_ttfts[index])
         for index in range(self._num_done, len(book.done_times)):
             request = book.done_requests[index]
-            counts[book.slo_class[request]].ended(book, request, book.done_tpots[index])
+            good = counts[book.slo_class[request]].ended(book, request, book.done_tpots[index])
+            pod = book.pod[request]
+            self._served[pod] = Served(*map(add, self.served(pod), good))
         self._num_arrived = book.num_arrived
         self._num_first, self._num_done = len(book.first_times), len(book.done_times)
         return [of_class.counters() for of_class in counts]
@@ -51,14 +73,16 @@ class _ClassCounts:
     def first_token(self, ttft_s: float) -> None:
         self._ttft.observe(ttft_s)
 
-    def ended(self, book: Book, request: int, tpot_s: float) -> None:
+    def ended(self, book: Book, request: int, tpot_s: float) -> Served:
         self._completed += 1
         self._prompt_tokens += book.prompt[request]
         self._output_tokens += book.output[request]
         if book.output[request] > 1:
             self._tpot.observe(tpot_s)
         ttft_s = book.first[request] - book.arrival[request]
-        self._good += ttft_s <= self._slo.ttft_s and tpot_s <= self._slo.tpot_s
+        ttft_good, tpot_good = ttft_s <= self._slo.ttft_s, tpot_s <= self._slo.tpot_s
+        self._good += ttft_good and tpot_good
+        return Served(1, ttft_good and tpot_good, ttft_good, tpot_good)
 
     def counters(self) -> ClassCounters:
         return ClassCounters.model_construct(

@@ -199,6 +199,7 @@ class Fleet:
             self.gateway.append(request)
             return
         before = best.until
+        self.book.pod[request] = self._pod_of[id(best)].number
         best.submit(request, self.now)
         if best.until != before:
             self._watch(best)

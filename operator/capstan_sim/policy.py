@@ -58,6 +58,10 @@ class Observation:
     """Of arrivals in the last 10 s."""
     arrivals: int
     """Since the beginning."""
+    mean_prompt: float
+    """Tokens, of the requests that ended in the last 60 s; 0 when none did."""
+    mean_output: float
+    """Likewise."""
     limits: BatchLimits
 
     @property

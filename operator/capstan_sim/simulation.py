@@ -5,9 +5,10 @@ inputs give equal records, to the last bit.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import zip_longest
+from typing import Protocol, TypedDict, Unpack
 
 from capstan_api.limits import BatchLimits
 from capstan_sim.book import Book
@@ -103,7 +104,44 @@ def scale(fleet: Fleet, target: int) -> None:
         fleet.drain(pod)
 
 
+class Circumstances(TypedDict, total=False):
+    """What surrounds a simulation."""
+
+    priorities: tuple[int, ...]
+    """Of the SLO classes."""
+    engine: Callable[[StepModel, BatchLimits, Book], Engine]
+    """Makes what runs in a pod."""
+    prepare: Callable[[Fleet], None] | None
+    """Sets timers for what befalls the fleet."""
+    blind: Iterable[tuple[float, float]]
+    """Spans without metrics."""
+
+
 def simulate(
+    workload: Workload,
+    setting: Setting,
+    controller: Controller,
+    *,
+    progress: Callable[[float], None] | None = None,
+    **circumstances: Unpack[Circumstances],
+) -> Record:
+    """Run `workload` to its end. `progress` is told the share of the time that is over."""
+    for record in turns(workload, setting, controller, **circumstances):
+        if progress is not None:
+            progress(min(1.0, record.fleet.now / record.end_s if record.end_s else math.inf))
+    return record
+
+
+def simulate_together(simulations: Iterable[Iterator[Record]]) -> list[Record]:
+    """Run several to their ends, turn by turn: for controllers that share something. Their intervals must be equal."""
+    simulations = list(simulations)
+    records = [next(simulation) for simulation in simulations]
+    for _ in zip_longest(*simulations):
+        pass
+    return records
+
+
+def turns(
     workload: Workload,
     setting: Setting,
     controller: Controller,
@@ -112,13 +150,8 @@ def simulate(
     engine: Callable[[StepModel, BatchLimits, Book], Engine] = Replica,
     prepare: Callable[[Fleet], None] | None = None,
     blind: Iterable[tuple[float, float]] = (),
-    progress: Callable[[float], None] | None = None,
-) -> Record:
-    """Run `workload` to its end.
-
-    `engine` makes what runs in a pod; `prepare` sets timers for what befalls the fleet; `blind` are the spans without
-    metrics; `progress` is told the share of the time that is over.
-    """
+) -> Iterator[Record]:
+    """A simulation turn by turn: the record before the first one, and after each, always the same object."""
     longest = int((workload.prompt + workload.output).max())
     if longest > setting.model.kv_tokens:
         raise SimulationError(
@@ -132,6 +165,7 @@ def simulate(
     controller.begin(fleet, record)
     if prepare is not None:
         prepare(fleet)
+    yield record
     tick, num = 0, len(workload)
     last_s = end_s + DRAIN_S
     while fleet.now < last_s and len(fleet.book.done_times) < num:
@@ -142,6 +176,4 @@ def simulate(
         coming = len(fleet.phase(PodPhase.PENDING, PodPhase.STARTING))
         record.timeline.append((fleet.now, ready, coming, book.num_arrived - len(book.done_times)))
         controller.turn(fleet, record, blind=any(start <= fleet.now < stop for start, stop in spans))
-        if progress is not None:
-            progress(min(1.0, fleet.now / end_s if end_s else math.inf))
-    return record
+        yield record

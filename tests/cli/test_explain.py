@@ -92,13 +92,28 @@ def test_predictions_are_drawn_as_a_table() -> None:
         "margin": 1.24,
         "said": {"inputsHash": "abc"},
         "predictions": [
-            {"replicas": n, "attainment": {"chat": 0.9 + n / 100}, "cost_per_hour": 2.5 * n} for n in (3, 4, 5)
+            {
+                "replicas": n,
+                "attainment": {"chat": 0.9 + n / 100, "batch": 1.0},
+                "cost_per_hour": 2.5 * n,
+                "ttft": {"chat": {"median_s": 0.25 / n, "tail_s": 4.5 / n, "percentile": 99.0}},
+                "tpot": {"chat": {"median_s": 0.02, "tail_s": 0.04, "percentile": 95.0}},
+            }
+            for n in (3, 4, 5)
         ],
     }
     page = StringIO()
     Console(width=80, file=page).print(explain.drawn({"decision": decision}))
-    text = page.getvalue()
-    assert "chat met" in text
-    assert "94.00 %" in text
-    assert "10.00" in text
+    lines = page.getvalue().splitlines()
+    four = next(line for line in lines if "94.00 %" in line).split("  ")
+    assert [cell.strip() for cell in four if cell.strip()] == [
+        "4",
+        "chat",
+        "94.00 %",
+        "62 ms / 1.1 s",
+        "20 ms / 40 ms",
+        "10.00",
+    ]
+    assert any("batch" in line and "-" in line for line in lines), "what is not known is not made up"
+    text = " ".join(lines)
     assert "margin of 24 %" in text

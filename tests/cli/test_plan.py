@@ -1,15 +1,17 @@
 """`capstan plan`: the largest batch is the largest, by the engine's own formula; it takes neither weights nor torch."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from capstan_api.footprint import MemoryFigures
+from capstan_api.engine_args import Quantization
+from capstan_api.footprint import Demand, MemoryFigures
 from capstan_cli import main, plan
 
 LLAMA_3_8B = {
@@ -35,20 +37,24 @@ def budget(mebibytes: int, *, kind: str = "cuda", context: int = 4096, tokens: i
     return plan.Budget(kind, mebibytes << 20, context, tokens, block_size=16)
 
 
+MODELS = st.builds(
+    MemoryFigures,
+    weights=st.integers(0, 1 << 36),
+    position=st.integers(0, 4096),
+    kv_token=st.integers(1, 1 << 20),
+    kv_copied=st.sampled_from([0, 1, 32]),
+    step_token=st.integers(0, 1 << 20),
+    step_position=st.integers(0, 1 << 16),
+    step_sequence=st.integers(0, 1 << 22),
+    loading=st.integers(0, 1 << 33),
+    processes=st.integers(0, 1 << 31),
+    max_positions=st.just(8192),
+)
+"""Also such as nobody has made."""
+
+
 @given(
-    figures=st.builds(
-        MemoryFigures,
-        weights=st.integers(0, 1 << 36),
-        position=st.integers(0, 4096),
-        kv_token=st.integers(1, 1 << 20),
-        kv_copied=st.sampled_from([0, 1, 32]),
-        step_token=st.integers(0, 1 << 20),
-        step_position=st.integers(0, 1 << 16),
-        step_sequence=st.integers(0, 1 << 22),
-        loading=st.integers(0, 1 << 33),
-        processes=st.integers(0, 1 << 31),
-        max_positions=st.just(8192),
-    ),
+    figures=MODELS,
     mebibytes=st.integers(1, 200_000),
     context=st.integers(1, 8192),
     tokens=st.integers(1, 16_384),
@@ -66,6 +72,28 @@ def test_the_largest_batch_fits_and_one_more_does_not(
     assert num == plan.MOST_SEQUENCES or total(num + 1) > there.memory_bytes
 
 
+@given(
+    figures=MODELS,
+    mebibytes=st.integers(1, 200_000),
+    context=st.integers(1, 8192),
+    tokens=st.integers(1, 16_384),
+)
+def test_what_is_advised_fits_as_it_stands(figures: MemoryFigures, mebibytes: int, context: int, tokens: int) -> None:
+    """Whoever writes the sentence's numbers into a resource is not told that they are too large."""
+    there = budget(mebibytes, kind="cpu", context=context, tokens=tokens)
+    num = plan.largest_batch(figures, there)
+    assume(num)
+    need = figures.footprint(plan.demand(figures, there, num))
+    row = plan.Row("bfloat16", Quantization.NONE, figures.kv_token, num, need)
+    (sentence,) = plan.advice([row], there)
+    memory, sequences, batched_tokens, kv_cache, length = map(int, re.findall(r"\b(?:max|memory)\w+ (\d+)", sentence))
+    asked = Demand(kv_cache << 20, 16, length, batched_tokens, sequences)
+    assert (length, sequences) == (context, num)
+    assert memory <= mebibytes
+    assert figures.shortfall(asked, memory << 20) is None
+    assert figures.num_blocks(asked) >= num * -(-context // 16)
+
+
 def test_the_figures_of_a_known_model(model: Path) -> None:
     """Llama 3 8B in bfloat16: 8.03 billion parameters, 2 · 32 · 8 · 128 · 2 bytes of KV per token."""
     (row,) = plan.rows(model, "Auto", None, budget(81_559))
@@ -73,7 +101,7 @@ def test_the_figures_of_a_known_model(model: Path) -> None:
     assert row.footprint.weights == 2 * 8_030_261_248 + tables
     assert row.kv_token_bytes == 131_072
     assert row.footprint.kv_cache == row.num_sequences * 4096 * 131_072
-    assert row.num_sequences == 121
+    assert row.num_sequences == 126
 
 
 def test_fewer_bits_leave_more_room(model: Path) -> None:

@@ -31,6 +31,7 @@ ROOT: Final = Path(__file__).parents[2]
 _DOCKERFILE = "runtime_image/Dockerfile"
 # Targets of the Dockerfile, and what the images are called.
 NAMES: Final = ("capstan", "capstan-engine")
+COMPILER_PACKAGES: Final = ("base-files", "g++", "python3")
 # What builds them where Docker does not answer; each is a Debian package of that name.
 PROGRAMS: Final = ("buildah", "skopeo")
 # Held by who builds and by who reads what was built: a build throws away what it replaces.
@@ -123,6 +124,7 @@ class Buildah:
         bases = {
             "RUNTIME": self._base("runtime", debian.RUNTIME_PACKAGES, user="65532:65532"),
             "BUILDER": self._base("builder", debian.BUILDER_PACKAGES, user="0:0"),
+            "COMPILER": self._base("compiler", COMPILER_PACKAGES, user="0:0"),
         }
         return cls(folder, {**self.arguments, **bases}, progress)
 

@@ -137,6 +137,16 @@ def test_the_engine_serves_without_root_shell_or_a_writable_disk(pods: Pods, bui
         pods.python("engine", "open('/opt/x', 'w')")
 
 
+def test_the_engine_computes_with_kernels_that_were_compiled_for_the_image(pods: Pods, built: dict[str, Image]) -> None:
+    pods.apply(pod("engine", built["capstan-engine"], ENGINE))
+    pods.wait("engine", "condition=Ready")
+    assert "the engine computes with /opt/capstan/" in pods.kubectl("logs", "engine")
+    found = pods.python(
+        "engine", "import shutil; print([p for p in ('c++', 'g++', 'cc', 'as', 'ld') if shutil.which(p)])"
+    )
+    assert found.strip() == "[]"
+
+
 def test_a_deleted_engine_finishes_what_it_accepted_and_ends_with_0(pods: Pods, built: dict[str, Image]) -> None:
     pods.apply(pod("engine", built["capstan-engine"], ENGINE))
     pods.wait("engine", "condition=Ready")

@@ -41,6 +41,15 @@ def test_a_footprint_is_the_sum_of_its_parts() -> None:
     assert need.total == need.weights + need.kv_cache + need.step + 480 * MIB
 
 
+def test_recorded_steps_are_counted_for_every_sequence_and_named_in_a_refusal() -> None:
+    recording = FIGURES.model_copy(update={"graph_sequence": 3 * MIB})
+    need = recording.footprint(DEMAND)
+    assert need.graphs == 16 * 3 * MIB
+    assert need.total - FIGURES.footprint(DEMAND).total == need.graphs
+    assert "48 for graphs, " in (recording.shortfall(DEMAND, need.total - 1) or "")
+    assert "graphs" not in (FIGURES.shortfall(DEMAND, MIB) or "")
+
+
 def test_loading_counts_where_it_takes_more_than_a_step() -> None:
     small = Demand(MIB, block_size=16, max_model_len=16, max_batched_tokens=1, max_sequences=1)
     assert FIGURES.footprint(small).step == FIGURES.loading

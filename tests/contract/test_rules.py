@@ -99,6 +99,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 DIGEST = "sha256:" + "0f" * 32
+WINDOW = {"name": "peak", "cron": "0 8 * * MON-FRI", "durationSeconds": 3600}
 
 GOOD: list[tuple[str, Any]] = [
     ("spec.scaling", {}),
@@ -108,6 +109,9 @@ GOOD: list[tuple[str, Any]] = [
     ("spec.model.maxModelLength", 16),
     ("spec.scaling", {"mode": "Manual", "replicas": 0}),
     ("spec.scaling", {"minReplicas": 0}),
+    ("spec.scaling", {"maxReplicas": 3, "schedules": [{**WINDOW, "minReplicas": 3, "timeZone": "Europe/Berlin"}]}),
+    ("spec.scaling", {"minReplicas": 3, "maxReplicas": 3, "schedules": [{**WINDOW, "minReplicas": 0}]}),
+    ("spec.scaling", {"minReplicas": 1, "schedules": [{**WINDOW, "minReplicas": 4, "maxReplicas": 4}]}),
     ("spec.rollout", {"maxSurge": 0, "maxUnavailable": 1}),
     ("spec.slos.1.selector", {"headerValue": "batch"}),
     ("spec.slos.1.selector", {"headerValue": "nightly"}),
@@ -124,6 +128,7 @@ GOOD: list[tuple[str, Any]] = [
     ("spec.model", {"source": {"uri": "s3://bucket.name/models/it's(1)"}, "cache": {"claimName": "models"}}),
     ("spec.model.source.uri", "oci://registry.example:5000/models/llama@sha256:0f"),
     ("spec.variants.0.resources.memoryMebibytes", 513),
+    ("spec.variants.0.resources.accelerator", {"resourceName": "amd.com/gpu", "count": 2}),
     ("spec.scheduling", {"nodeSelector": {"zone": "a"}, "tolerations": [{"operator": "Exists"}]}),
     ("spec.scheduling.tolerations", [{"key": "gpu", "value": "a", "effect": "NoExecute", "tolerationSeconds": 30}]),
 ]
@@ -135,6 +140,12 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.engine.batching", {"maxSequences": 128, "maxBatchedTokens": 64}, "every running request needs a token"),
     ("spec.scaling", {"minReplicas": 2}, "minReplicas must not exceed"),
     ("spec.scaling", {"mode": "Manual"}, "mode Manual needs replicas"),
+    ("spec.scaling", {"schedules": [{**WINDOW, "minReplicas": 2}]}, "what a window does not say, scaling does"),
+    ("spec.scaling", {"minReplicas": 1, "schedules": [{**WINDOW, "minReplicas": 3, "maxReplicas": 2}]}, "a window"),
+    ("spec.scaling", {"schedules": [WINDOW]}, "a window without bounds changes nothing"),
+    ("spec.scaling", {"schedules": [{**WINDOW, "maxReplicas": 1}, {**WINDOW, "maxReplicas": 1}]}, "appears twice"),
+    ("spec.scaling", {"schedules": [{**WINDOW, "maxReplicas": 1, "cron": "@daily-please"}]}, "match pattern"),
+    ("spec.scaling", {"schedules": [{**WINDOW, "maxReplicas": 1, "timeZone": "../zone"}]}, "match pattern"),
     ("spec.rollout", {"maxSurge": 0}, "must not both be 0"),
     ("spec.slos.1.ttft", None, "ttft or tpot is required"),
     ("spec.model.source", {"uri": "s3://bucket/m", "revision": "v1"}, "revision belongs to hf://"),
@@ -156,6 +167,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("spec.slos", [], "at least 1 item"),
     ("spec.variants", [], "at least 1 item"),
     ("spec.variants", [{"name": "a"}, {"name": "b"}], "at most 1 item"),
+    ("spec.variants.0.resources.accelerator", {"resourceName": "gpu"}, "match pattern"),
+    ("spec.variants.0.resources.accelerator", {"count": 0}, "greater than or equal to 1"),
     ("spec.slos.0.ttft.thresholdMilliseconds", 0, "greater than or equal to 1"),
     ("spec.slos.0.ttft.thresholdMilliseconds", "1000", "valid integer"),
     ("spec.slos.0.ttft.thresholdMilliseconds", True, "valid integer"),
@@ -234,7 +247,10 @@ SPECS = st.fixed_dictionaries(
     optional={
         "scaling": st.fixed_dictionaries(
             {}, optional={"minReplicas": SMALL, "maxReplicas": SMALL, "replicas": SMALL,
-                          "mode": st.sampled_from(["Auto", "Manual", "Sometimes"])}),
+                          "mode": st.sampled_from(["Auto", "Manual", "Sometimes"]),
+                          "schedules": st.lists(st.builds(lambda bound: {**WINDOW, **bound}, st.fixed_dictionaries(
+                              {}, optional={"name": LABELS, "minReplicas": SMALL, "maxReplicas": SMALL})),
+                              max_size=2)}),
         "engine": st.fixed_dictionaries({}, optional={"batching": st.fixed_dictionaries(
             {}, optional={"minSequences": SMALL, "maxSequences": SMALL, "minBatchedTokens": SMALL,
                           "maxBatchedTokens": SMALL})}),

@@ -119,6 +119,7 @@ def test_lists_say_how_server_side_apply_merges_them() -> None:
         ".spec.model.servedModelNames": "set",
         ".spec.variants": "map",
         ".spec.slos": "map",
+        ".spec.scaling.schedules": "map",
         ".spec.scheduling.tolerations": None,
         ".status.startup.phases": "map",
         ".status.slos": "map",

@@ -55,6 +55,8 @@ class SimulatedEngine:
     samples: list[StepSample] = field(default_factory=list)
     steps: int = 0
     busy: float = 0.0
+    ended: list[tuple[bool, bool]] = field(default_factory=list)
+    """Of each answered request, whether its TTFT and its TPOT were in time."""
 
     @property
     def load(self) -> int:
@@ -146,6 +148,10 @@ class Plant:
                 kv_blocks=4096,
                 steps=engine.steps,
                 busy_seconds=engine.busy,
+                slo_total=len(engine.ended),
+                slo_good=sum(ttft and tpot for ttft, tpot in engine.ended),
+                ttft_good=sum(ttft for ttft, _ in engine.ended),
+                tpot_good=sum(tpot for _, tpot in engine.ended),
                 samples=samples,
             )
             top = render.envelope(self.deployment).top
@@ -273,9 +279,9 @@ class Plant:
             request.produced += 1
         for request in [r for r in engine.running if r.produced >= r.output]:
             engine.running.remove(request)
-            self._finish(request, engine.time)
+            engine.ended.append(self._finish(request, engine.time))
 
-    def _finish(self, request: Request, now: float) -> None:
+    def _finish(self, request: Request, now: float) -> tuple[bool, bool]:
         ttft, tpot = request.first - request.arrival, (now - request.first) / max(1, request.output - 1)
         slo = self.deployment.spec.slos[0]
         good_ttft = slo.ttft is None or ttft * 1000 <= slo.ttft.threshold_milliseconds
@@ -284,3 +290,4 @@ class Plant:
         self._good += good_ttft and good_tpot
         self._tpot.observe(tpot)
         self.latencies.append((request.arrival - self.start, ttft, tpot))
+        return good_ttft, good_tpot

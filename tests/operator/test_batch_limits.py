@@ -9,13 +9,18 @@ from worlds import NOW, STEP_COSTS, samples
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.spec import BatchLimitsPolicy
-from capstan_operator.decide.batch_limits import Advice, LimitsMemory, Situation, Target, adjust, ladder, move
+from capstan_operator.decide.batch_limits import Advice, Situation, Target, adjust
+from capstan_operator.decide.canary import Fleet
 from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.ladder import ladder, move
+from capstan_operator.decide.limits_memory import LimitsMemory
 from capstan_operator.decide.signals import Lengths, Signals
 
 ENVELOPE = Envelope(min_sequences=4, max_sequences=32, min_batched_tokens=64, max_batched_tokens=1024)
 POLICY = BatchLimitsPolicy(adjustment_interval_seconds=3, max_step_percent=25)
 MODEL = EngineModel().learn(samples(200))
+ALONE = Fleet(replicas=(), tracks={}, max_age_s=10.0, answer_s=3.0, allowed=0.05)
+"""Nobody to try anything on."""
 
 
 def situation(
@@ -47,7 +52,7 @@ def situation(
 def settled(of: Situation, memory: LimitsMemory | None = None, turns: int = 60) -> LimitsMemory:
     memory = memory or LimitsMemory(adjusted_at=NOW)
     for _ in range(turns):
-        memory = adjust(memory, of, ENVELOPE, POLICY, (memory.adjusted_at or NOW) + 3).memory
+        memory = adjust(memory, of, ALONE, ENVELOPE, POLICY, (memory.adjusted_at or NOW) + 3).memory
     return memory
 
 
@@ -135,16 +140,16 @@ def test_prompts_that_queue_find_out_how_long_steps_may_be() -> None:
 def test_a_queue_that_threatens_the_ttft_raises_the_budget_at_once_and_for_as_long() -> None:
     calm = settled(situation(late=0.0))
     assert calm.limits is not None
-    assert calm.in_force == calm.limits
+    assert calm.of("web-0", ENVELOPE) == calm.limits
     at = calm.adjusted_at or NOW
-    threatened = adjust(calm, situation(late=0.0, backlog=2500), ENVELOPE, POLICY, at + 1).memory
+    threatened = adjust(calm, situation(late=0.0, backlog=2500), ALONE, ENVELOPE, POLICY, at + 1).memory
     assert threatened.limits == calm.limits, "what people are told does not flutter"
-    assert threatened.in_force is not None
-    assert threatened.in_force.max_batched_tokens == min(4 * calm.limits.max_batched_tokens, 1024)
-    soon = adjust(threatened, situation(late=0.0), ENVELOPE, POLICY, at + 2).memory
-    assert soon.in_force == threatened.in_force
-    later = adjust(soon, situation(late=0.0), ENVELOPE, POLICY, at + 6).memory
-    assert later.in_force == later.limits
+    assert threatened.burst is not None
+    assert threatened.burst.max_batched_tokens == min(4 * calm.limits.max_batched_tokens, 1024)
+    soon = adjust(threatened, situation(late=0.0), ALONE, ENVELOPE, POLICY, at + 2).memory
+    assert soon.burst == threatened.burst
+    later = adjust(soon, situation(late=0.0), ALONE, ENVELOPE, POLICY, at + 6).memory
+    assert later.of("web-0", ENVELOPE) == later.limits
 
 
 def test_a_small_cache_caps_the_sequences() -> None:
@@ -160,24 +165,25 @@ def test_without_a_tpot_threshold_only_the_cache_limits() -> None:
 
 
 def test_between_two_adjustments_nothing_moves() -> None:
-    first = adjust(LimitsMemory(), situation(), ENVELOPE, POLICY, NOW)
-    assert first.previous == ENVELOPE.top
-    second = adjust(first.memory, situation(), ENVELOPE, POLICY, NOW + 2.9)
-    assert second.previous is None
-    assert adjust(first.memory, situation(), ENVELOPE, POLICY, NOW + 3.0).previous is not None
+    first = adjust(LimitsMemory(), situation(), ALONE, ENVELOPE, POLICY, NOW)
+    assert first.change is not None
+    assert first.change.old == ENVELOPE.top
+    second = adjust(first.memory, situation(), ALONE, ENVELOPE, POLICY, NOW + 2.9)
+    assert second.change is None
+    assert adjust(first.memory, situation(), ALONE, ENVELOPE, POLICY, NOW + 3.0).change is not None
 
 
 def test_what_is_not_known_changes_nothing() -> None:
     unknown: list[Advice] = [
-        adjust(LimitsMemory(), situation().model_copy(update=update), ENVELOPE, POLICY, NOW)
+        adjust(LimitsMemory(), situation().model_copy(update=update), ALONE, ENVELOPE, POLICY, NOW)
         for update in ({"model": EngineModel()}, {"lengths": Lengths()})
     ]
-    assert [a.previous for a in unknown] == [None, None]
+    assert [a.change for a in unknown] == [None, None]
     assert {a.memory.limits for a in unknown} == {ENVELOPE.top}
 
 
 def test_limits_from_another_envelope_are_brought_inside() -> None:
     outside = LimitsMemory(limits=BatchLimits(max_sequences=500, max_batched_tokens=8), adjusted_at=NOW)
-    inside = adjust(outside, situation(), ENVELOPE, POLICY, NOW).memory.limits
+    inside = adjust(outside, situation(), ALONE, ENVELOPE, POLICY, NOW).memory.limits
     assert inside is not None
     assert inside in ENVELOPE

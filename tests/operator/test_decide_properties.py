@@ -1,5 +1,10 @@
-"""What holds in every world: bounds, calm, caution, and decisions that replay."""
+"""What holds in every world: bounds, calm, caution, and decisions that replay.
 
+CAPSTAN_CAMPAIGNS=full asks in hundreds of times as many worlds: more than 100,000 decisions, and the better part of an
+hour.
+"""
+
+import os
 from typing import Any
 
 from hypothesis import given, settings
@@ -13,6 +18,7 @@ from capstan_operator.decide.actions import DrainReplica, SetLimits, StartReplic
 from capstan_operator.decide.observation import ClassCounters, Histogram, Phase
 
 OF = deployment(scaling={"minReplicas": 1, "maxReplicas": 4})
+TIMES = 400 if os.environ.get("CAPSTAN_CAMPAIGNS") == "full" else 1
 numbers = st.one_of(
     st.floats(0, 200), st.sampled_from([float("nan"), float("inf"), -1.0, 1e300, 1e15]), st.integers(0, 50).map(float)
 )
@@ -68,7 +74,7 @@ def looks(draw: Any) -> Observation:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60 * TIMES)
 @given(st.lists(st.tuples(looks(), st.integers(0, 30)), min_size=1, max_size=8), st.booleans())
 def test_bounds_hold_whatever_is_observed(sequence: list[tuple[Observation, int]], knows: bool) -> None:
     memory, now = learnt(OF) if knows else Memory(), NOW
@@ -88,7 +94,7 @@ def test_bounds_hold_whatever_is_observed(sequence: list[tuple[Observation, int]
         memory, now = decision.memory, now + pause
 
 
-@settings(max_examples=40)
+@settings(max_examples=40 * TIMES)
 @given(st.lists(st.tuples(looks(), st.integers(0, 30)), min_size=1, max_size=5))
 def test_deciding_again_at_the_same_moment_changes_nothing_more(sequence: list[tuple[Observation, int]]) -> None:
     memory, now = learnt(OF), NOW
@@ -103,7 +109,7 @@ def test_deciding_again_at_the_same_moment_changes_nothing_more(sequence: list[t
     assert {a.kind for a in again.actions} <= {a.kind for a in decision.actions}, "what was asked for and not yet done"
 
 
-@settings(max_examples=60)
+@settings(max_examples=60 * TIMES)
 @given(looks(), st.integers(1, 4), st.integers(0, 10_000))
 def test_one_look_alone_never_takes_a_replica_away(seen: Observation, wanted: int, pause: int) -> None:
     before = learnt(OF, wanted=wanted)
@@ -113,7 +119,7 @@ def test_one_look_alone_never_takes_a_replica_away(seen: Observation, wanted: in
     assert (decision.memory.replicas.wanted or 0) >= wanted
 
 
-@settings(max_examples=40)
+@settings(max_examples=40 * TIMES)
 @given(st.lists(st.sampled_from(["gateway", "engines", "nan"]), min_size=30, max_size=40), st.integers(2, 4))
 def test_never_down_on_bad_data(kinds: list[str], wanted: int) -> None:
     memory = learnt(OF, wanted=wanted)
@@ -133,7 +139,7 @@ def test_never_down_on_bad_data(kinds: list[str], wanted: int) -> None:
         memory = decision.memory
 
 
-@settings(max_examples=30)
+@settings(max_examples=30 * TIMES)
 @given(st.floats(0, 40), st.floats(0, 40), st.integers(0, 20))
 def test_a_longer_queue_never_asks_for_fewer_replicas(a: float, b: float, per_second: int) -> None:
     def recommended(waiting: float) -> int:
@@ -152,7 +158,7 @@ def test_a_longer_queue_never_asks_for_fewer_replicas(a: float, b: float, per_se
     assert recommended(min(a, b)) <= recommended(max(a, b))
 
 
-@settings(max_examples=25)
+@settings(max_examples=25 * TIMES)
 @given(st.lists(looks(), min_size=1, max_size=3))
 def test_a_decision_replays_from_its_json(sequence: list[Observation]) -> None:
     of: InferenceDeployment = OF

@@ -181,6 +181,17 @@ def test_the_pod_gets_what_the_resource_asks_for() -> None:
     assert spec["containers"][0]["resources"] == {"requests": amounts, "limits": amounts}
 
 
+def test_an_accelerator_is_asked_for_by_the_engine_alone_and_limits_what_it_may_use() -> None:
+    resources = {"accelerator": {"resourceName": "amd.com/gpu", "count": 2}}
+    spec = pod_spec(
+        deployment(model={"source": {"uri": "hf://org/name"}}, variants=[{"name": "default", "resources": resources}])
+    )
+    asked = spec["containers"][0]["resources"]
+    assert asked["requests"]["amd.com/gpu"] == asked["limits"]["amd.com/gpu"] == "2"
+    fetch = spec["initContainers"][0]["resources"]
+    assert {"cpu", "memory"} == fetch["requests"].keys() == fetch["limits"].keys()
+
+
 def test_the_engines_configuration_is_what_the_engine_reads() -> None:
     resource = deployment(observability={"stepLog": "Enabled"})
     args = render.engine_args(resource, Path("/models/capstan-tiny"))

@@ -65,6 +65,8 @@ async def test_a_new_resource_costs_one_request_for_each_object_and_few_for_its_
         declared = resource(scaling={"mode": "Manual", "replicas": 3})
         server.put("inferencedeployments", declared.document())
         await eventually(lambda: has_ready(server, 3))
+        # The status is written before a turn acts, and the budget only counts pods that are there.
+        await eventually(lambda: is_made(server, "poddisruptionbudgets", "llama"))
         # Neither what concerns all resources: the lease, and which kinds there are.
         asked = [r for r in server.requests if r.verb != "watch" and r.resource not in ("leases", "")]
         made = [kind for kind, _, _ in server.objects if kind not in ("inferencedeployments", "leases")]

@@ -34,6 +34,7 @@ def test_what_is_said_reaches_the_parts(tmp_path: Path) -> None:
       gateway: {cpuMillicores: 300, memoryMebibytes: 300}
       sourceEndpoints: {s3: {url: "http://minio:9000", allow_private: true}}
       turnIntervalSeconds: 2
+      acceleratorBudgets: [{name: h200, nodeSelector: {product: H200}, accelerators: 32}]
     """
     config = read_config(written(tmp_path, text))
     installation = config.installation()
@@ -42,6 +43,7 @@ def test_what_is_said_reaches_the_parts(tmp_path: Path) -> None:
     assert installation.s3 is not None
     assert installation.s3.url == "http://minio:9000"
     assert config.settings().turn_interval_s == 2
+    assert config.accelerator_budgets[0].has("nvidia.com/gpu", {"product": "H200", "zone": "a"})
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,8 @@ def test_what_is_said_reaches_the_parts(tmp_path: Path) -> None:
         (IMAGES + "lease: {durationSeconds: 8}", "renewSeconds + marginSeconds must be below durationSeconds"),
         (IMAGES + "logLevel: LOUD", "logLevel: "),
         (IMAGES + "cpuShare: -1", "cpuShare: "),
+        (IMAGES + "acceleratorBudgets: [{name: a, accelerators: -1}]", "acceleratorBudgets[0].accelerators: "),
+        (IMAGES + "acceleratorBudgets: [{name: a, accelerators: 1}, {name: a, accelerators: 2}]", "'a' appears twice"),
         (IMAGES + "cpuShare: .nan", "operator.yaml: the document cannot be written as JSON"),
         ("images: [", "is not valid YAML"),
     ],

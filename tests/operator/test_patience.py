@@ -73,19 +73,12 @@ async def test_a_silent_replica_is_a_fault_in_every_look_and_asked_in_few() -> N
             asked.append(url)
             raise ScrapeError(f"{url}/metrics does not answer")
 
-    class Quiet(AdminClient):
-        async def steps(self, *_: object, **__: object) -> tuple[()]:
-            return ()
-
-        async def limits(self, *_: object) -> None:  # type: ignore[override]
-            return None
-
     settings, now = OperatorSettings(), [NOW]
     http, world = BoundedHttp(settings), SilentWorld()
     observer = Observer(
         world,  # type: ignore[arg-type]
         Counted(http, settings),
-        Quiet(http, "token"),
+        AdminClient(http, "token"),
         max_step_samples=1,
         clock=lambda: now[0],
     )

@@ -178,7 +178,7 @@ def test_new_bounds_hold_at_once(wanted: int, bounds: tuple[int, int]) -> None:
     scaling = deployment(scaling={"minReplicas": bounds[0], "maxReplicas": bounds[1]}).spec.scaling
     advice = advise(ReplicasMemory(wanted=wanted), situation(wanted), None, scaling, NOW)
     assert advice.memory.wanted == min(max(wanted, bounds[0]), bounds[1])
-    assert advice.reason == "OutOfBounds"
+    assert advice.reason == ("MaxReplicas" if wanted == 9 else "MinReplicas")
 
 
 def test_min_replicas_of_one_never_sleeps() -> None:

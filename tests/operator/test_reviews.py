@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 from reviewing import STRICT, TOO_LONG, asking, manifest, store
-from worlds import deployment, samples
+from worlds import deployment, taught
 
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.admission import review
-from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.errors import BadReview
 from capstan_operator.world.kubernetes.access import INFERENCE_DEPLOYMENTS
 from capstan_operator.world.kubernetes.store import Store
@@ -92,7 +91,7 @@ def test_a_dry_run_is_judged_as_the_real_thing() -> None:
 
 def test_the_resources_own_engines_are_asked_before_others() -> None:
     of = deployment(slos=STRICT)
-    known, slow = store(of, "web"), EngineModel().learn(samples(120, costs=(0.04, 0.0002, 0.001, 0.0, 0.0)))
+    known, slow = store(of, "web"), taught((0.04, 0.0002, 0.001, 0.0, 0.0))
     other = store(of, "first", model=slow)
     [(key, lived)] = [(key, other.deployment(key)) for key in other.deployments()]
     known.take(INFERENCE_DEPLOYMENTS, dict(lived or {}), gone=False)

@@ -96,8 +96,9 @@ def reconciler(
     world: NotedWorld,
     source: Callable[[], InferenceDeployment] | None = None,
     entrance: asyncio.Semaphore | None = None,
+    room: asyncio.Semaphore | None = None,
 ) -> Reconciler:
-    return Reconciler(world, source or deployment, settings=SETTINGS, clock=Clock(), entrance=entrance)
+    return Reconciler(world, source or deployment, settings=SETTINGS, clock=Clock(), entrance=entrance, room=room)
 
 
 def condition(turn: Turn, kind: ConditionType) -> tuple[ConditionStatus, str, str]:
@@ -269,6 +270,49 @@ async def test_few_enter_at_a_time_and_nobody_waits_once_inside() -> None:
         await everybody.wait()
         stop.set()
     assert most_entering == 1
+
+
+async def test_there_is_room_for_so_many_turns_at_a_time_and_all_get_theirs() -> None:
+    room, stop = asyncio.Semaphore(2), asyncio.Event()
+    turning, most_turning, turned = 0, 0, set[int]()
+
+    class Busy(NotedWorld):
+        async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+            nonlocal turning, most_turning
+            turning += 1
+            most_turning = max(most_turning, turning)
+            await asyncio.sleep(0)
+            turning -= 1
+            await super().prepare(deployment, revisions)
+
+    def on_turn(number: int) -> None:
+        turned.add(number)
+        if len(turned) == 5:
+            stop.set()
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as loops:
+        for number in range(5):
+            loops.create_task(reconciler(Busy(), room=room).run(stop, lambda _, n=number: on_turn(n)))
+    assert most_turning == 2
+
+
+async def test_a_gateway_that_cannot_be_told_keeps_nobody_at_the_entrance() -> None:
+    entrance, stop = asyncio.Semaphore(1), asyncio.Event()
+    world, turns = NotedWorld(), list[Turn]()
+    world.fails = {"gateway": WorldError("it does not answer")}
+
+    def on_turn(turn: Turn) -> None:
+        turns.append(turn)
+        world.wake.set()
+        if len(turns) == 1:
+            # Somebody else has come, and stays.
+            loops.create_task(entrance.acquire())
+        elif len(turns) == 3:
+            stop.set()
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as loops:
+        loops.create_task(reconciler(world, entrance=entrance).run(stop, on_turn))
+    assert all("it does not answer" in (turn.error or "") for turn in turns)
 
 
 async def test_who_no_longer_leads_is_told_so_and_writes_nothing(world: NotedWorld) -> None:

@@ -168,6 +168,11 @@ def samples(count: int = 60, start: int = 1, costs: tuple[float, ...] = STEP_COS
     return tuple(made)
 
 
+def taught(costs: tuple[float, ...] = STEP_COSTS) -> EngineModel:
+    """A model of such steps, learnt in two portions: how far one is off shows at what comes after it."""
+    return EngineModel().learn(samples(60, costs=costs)).learn(samples(60, 61, costs))
+
+
 def learnt(of: InferenceDeployment, wanted: int = 1, **fields: Any) -> Memory:
     """The memory of a law that knows its engine, the lengths, wants so many replicas and has just set its limits."""
     release = render.release(of, Path("/models/tiny"))
@@ -175,7 +180,7 @@ def learnt(of: InferenceDeployment, wanted: int = 1, **fields: Any) -> Memory:
         at=NOW - 1,
         revision=release.revision,
         rollout=RolloutMemory(target=release.revision, stable=release, progress_at=NOW - 1),
-        model=EngineModel().learn(samples(120)),
+        model=taught(),
         lengths=Lengths(prompt=200, output=50, weight=100),
     )
     replicas = memory.replicas.model_copy(update={"wanted": wanted, "active_at": NOW - 1})

@@ -5,6 +5,7 @@ One replica here serves about ten requests a second within the thresholds; a col
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from capstan_api import v1alpha1
 from capstan_sim.events import Event
-from capstan_sim.measure import attained, flips
+from capstan_sim.measure import attained, flips, gpu_hours
 from capstan_sim.policy import Objective
 from capstan_sim.simulation import Record
 from capstan_sim.step_time import StepModel
@@ -26,20 +27,31 @@ OBJECTIVE = Objective(ttft_s=1.0, tpot_s=0.08, percent=99.0)
 
 
 def arrivals(
-    rate: Callable[[float], float], seconds: float, prompt: Callable[[float], int] = lambda at: 500, seed: int = 5
+    rate: Callable[[float], float],
+    seconds: float,
+    prompt: Callable[[float], int] = lambda at: 500,
+    output: int = 60,
+    seed: int = 5,
 ) -> Workload:
-    """A Poisson process of `rate(t)` requests/s, with `prompt(t)` prompt tokens on average and 60 output tokens."""
+    """A Poisson process of `rate(t)` requests/s, with `prompt(t)` prompt and `output` output tokens on average."""
     rng = np.random.default_rng(seed)
     highest = max(rate(at) for at in np.arange(0.0, seconds, 1.0))
     times = np.cumsum(rng.exponential(1 / highest, int(1.5 * highest * seconds) + 100))
     times = times[times < seconds]
     times = times[rng.random(len(times)) < np.array([rate(at) for at in times]) / highest]
     prompts = [max(1, round(prompt(at) * rng.gamma(4.0, 0.25))) for at in times]
-    outputs = np.maximum(1, rng.geometric(1 / 60, len(times)))
+    outputs = np.maximum(1, rng.geometric(1 / output, len(times)))
     return Workload.of(times, prompts, outputs)
 
 
-def play(workload: Workload, *events: str, initial: int = 1, cold_start_s: float = COLD_START_S, **scaling) -> Record:
+def play(
+    workload: Workload,
+    *events: str,
+    initial: int = 1,
+    cold_start_s: float = COLD_START_S,
+    model: StepModel = MODEL,
+    **scaling,
+) -> Record:
     deployment = v1alpha1.parse(
         {
             "apiVersion": "capstan.dev/v1alpha1",
@@ -62,7 +74,7 @@ def play(workload: Workload, *events: str, initial: int = 1, cold_start_s: float
         }
     )
     question = WhatIf(
-        workload, deployment, MODEL, cold_start_s, initial, events=tuple(Event.parse(text) for text in events)
+        workload, deployment, model, cold_start_s, initial, events=tuple(Event.parse(text) for text in events)
     )
     record = question.ask(LAW)
     assert list(question.objectives.values()) == [OBJECTIVE]
@@ -115,10 +127,23 @@ def test_a_sine_of_two_cold_starts_is_not_followed():
 
 
 def test_longer_prompts_at_the_same_rate_shrink_the_token_budget_at_once_and_raise_the_fleet():
-    record = play(arrivals(lambda at: 8.0, 700.0, lambda at: 200 if at < 300 else 1600), initial=2)
+    # Attention is dear here, so that a token deep in a prompt costs twice what one at its beginning does.
+    dear = replace(MODEL, attention_pair_s=5e-8)
+    record = play(arrivals(lambda at: 6.0, 600.0, lambda at: 200 if at < 300 else 1600), initial=2, model=dear)
     before = [replicas for at, replicas in record.targets if at < 300][-1]
     assert max(targets_between(record, 300.0, math.inf)) > before
     assert share(record, 300.0 + COLD_START_S + 60.0, math.inf) >= 0.97
+    budgets = [(at, limits.max_batched_tokens) for at, limits in record.limits]
+    shrunk = [tokens for at, tokens in budgets if 300.0 < at <= 315.0]
+    assert shrunk, "two adjustments after the first long prompts were seen"
+    assert shrunk[-1] < [tokens for at, tokens in budgets if at <= 300.0][-1]
+
+
+def test_attainment_is_alike_at_every_cold_start():
+    swinging = arrivals(lambda at: 15 - 11 * math.cos(2 * math.pi * at / 2400), 2400.0)
+    shares = [share(play(swinging, initial=2, cold_start_s=s), 0.0, math.inf) for s in (30.0, 120.0, 300.0)]
+    assert min(shares) >= 0.99
+    assert max(shares) - min(shares) <= 0.01
 
 
 def test_bursts_from_idle_are_met_alike():
@@ -145,6 +170,33 @@ def test_lost_metrics_take_no_replica_away_though_load_rises():
     on_return = targets_between(record, 588.0, 700.0)
     assert flips(on_return) == 0
     assert share(record, 590.0 + COLD_START_S + 60.0, math.inf) >= 0.98
+
+
+def test_replicas_of_a_schedule_are_ready_when_its_window_opens_and_leave_after_it():
+    opens_s, closes_s = 600.0, 1200.0
+    # A simulation begins at 8:00 UTC.
+    peak = {"name": "peak", "cron": "10 8 * * *", "durationSeconds": int(closes_s - opens_s), "minReplicas": 4}
+    record = play(arrivals(lambda at: 4.0, 1500.0), initial=1, schedules=[peak])
+    ready = [(at, replicas) for at, replicas, _, _ in record.timeline if at < 1500.0]
+    assert {replicas for at, replicas in ready if at < opens_s - COLD_START_S} == {1}
+    assert {replicas for at, replicas in ready if opens_s - 2 <= at < closes_s} == {4}
+    assert ready[-1][1] == 1
+
+
+def test_a_day_is_served_with_three_quarters_of_what_a_static_fleet_costs():
+    day_s = 7200.0
+    rate = lambda at: 7 - 6 * math.cos(2 * math.pi * at / day_s)  # noqa: E731
+    # Long requests, so that few of them are a day.
+    long = {"prompt": lambda at: 2000, "output": 240}
+    record = play(arrivals(rate, day_s, **long), initial=1)
+    peak = arrivals(lambda at: rate(at + day_s / 2 - 150), 300.0, **long)
+    assert share(record, 0.0, math.inf) >= 0.99
+    assert gpu_hours(record) <= 0.75 * fewest_static(peak) * day_s / 3600
+
+
+def test_less_than_a_request_in_five_minutes_does_not_flap_between_none_and_one():
+    rare = Workload.of([200.0 + 301.0 * n for n in range(10)], [300] * 10, [40] * 10)
+    assert [replicas for _, replicas in play(rare, initial=1, minReplicas=0).targets] == [1]
 
 
 def test_zero_wakes_for_one_request_and_serves_it_as_soon_as_a_replica_can():

@@ -28,6 +28,7 @@ import numpy as np
 
 from capstan_operator.decide.curve import Array, Curve, curve, values
 from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.latencies import TPOT_S, TTFT_S, Latencies
 from capstan_operator.decide.values import Value
 
 BURST_WAIT: Final = 0.4
@@ -51,6 +52,8 @@ _CORRECTION_S: Final = 10.0
 _STAY_S, _LONGEST_STAY = 60.0, 4.0
 # Of a mean answer: over how much of it the time between tokens is averaged, as TPOT is.
 _ANSWER_SHARE: Final = 0.5
+# Of the look-back, after which a latency counts half.
+_FRESH_SHARE: Final = 0.5
 
 
 class Engine(NamedTuple):
@@ -134,6 +137,7 @@ class Bank(Value):
     stay: float = 1.0
     """By how much requests run longer than those that have finished: long answers are the last to be known."""
     slots: tuple[Slot, ...] = ()
+    latencies: Latencies = Latencies()
     last_missed: tuple[Curve, ...] = ()
     """Share of the newest arrivals of each class that each fleet would have missed."""
 
@@ -193,17 +197,20 @@ class Bank(Value):
             gap_s=curve(fleets.gap_s),
             stay=fleets.stay,
             slots=slots,
+            latencies=before.latencies.after(
+                requests, fleets.above_ttft, fleets.above_tpot, 0.5 ** (seconds / (_FRESH_SHARE * span_s))
+            ),
             last_missed=tuple(curve(row) for row in share),
         )
 
     def misses(self, num_fleets: int) -> Misses:
         """What each fleet would have missed over the look-back."""
-        requests = np.zeros(len(self.classes))
-        missed = np.zeros((len(self.classes), num_fleets))
-        for slot in self.slots:
-            requests += slot.arrived
-            for k, row in enumerate(slot.missed):
-                missed[k] += values(row, num_fleets)
+        num_classes, size = len(self.classes), len(curve(np.zeros(num_fleets)))
+        requests = np.sum([slot.arrived for slot in self.slots], axis=0) if self.slots else np.zeros(num_classes)
+        rows = [row for slot in self.slots for row in slot.missed]
+        together = b"".join(row if len(row) == size else curve(values(row, num_fleets)) for row in rows)
+        of_slots = np.frombuffer(together, dtype="<f4").reshape(len(self.slots), num_classes, num_fleets)
+        missed = of_slots.sum(axis=0, dtype=np.float64)
         seconds = self.slots[-1].end - self.slots[0].start if self.slots else 0.0
         return Misses(tuple(requests.tolist()), missed / np.maximum(requests, 1.0)[:, None], seconds)
 
@@ -233,6 +240,10 @@ class _Fleets:
         self._longest_wait_s = np.full(num_fleets, patience_s)
         # The real one has the queue that it has.
         self._longest_wait_s[0] = np.inf
+        # Of each class in the newest slice: the least TTFT, the load, and how fast longer ones become rare.
+        self._ttfts: list[tuple[Array, Array, Array]] = [
+            (zero, zero, zero) for zero in np.zeros((len(classes), num_fleets))
+        ]
 
     def run(self, arrived: Sequence[Arrived], seconds: float) -> Array:
         """[K, F] Share of the arrivals of each class that each fleet misses."""
@@ -240,6 +251,16 @@ class _Fleets:
         rates = self._before @ np.array([a.tokens for a in arrived]) / seconds
         missed = sum(self._slice(rates, seconds / num_slices) for _ in range(num_slices))
         return np.asarray(missed) / num_slices
+
+    @property
+    def above_ttft(self) -> Array:
+        """[K, G, F] Share of the newest arrivals whose TTFT is above each of the bounds."""
+        return np.stack([_later(TTFT_S[:, None], *of_class) for of_class in self._ttfts])
+
+    @property
+    def above_tpot(self) -> Array:
+        """[G, F] Likewise of the TPOT, of all classes."""
+        return (self.gap_s > TPOT_S[:, None]).astype(np.float64)
 
     def _slice(self, rates: Array, h: float) -> Array:
         engine, sizes, n = self._engine, self._sizes, self.sequences
@@ -280,15 +301,15 @@ class _Fleets:
     def _missed(self, k: int, served: Array, top: Array, step_s: Array) -> Array:
         """[F] Share of the class that is late, by either threshold."""
         engine, threshold = self._engine, self._classes[k]
+        rate = top / self._sizes
+        own_s = np.maximum(step_s, engine.prompt / rate) + step_s / 2
+        wait_s = self.backlog[k] / np.maximum(np.minimum(served, top), 1e-9)
+        load = np.minimum(1.0, served / top)
+        decay = _TAIL * rate / engine.long_prompt * np.maximum(1 - load, 1 - _HIGHEST_LOAD)
+        self._ttfts[k] = own_s + wait_s, load, decay
         late = np.zeros_like(step_s)
         if threshold.ttft_s < np.inf:
-            rate = top / self._sizes
-            own_s = np.maximum(step_s, engine.prompt / rate) + step_s / 2
-            wait_s = self.backlog[k] / np.maximum(np.minimum(served, top), 1e-9)
-            slack_s = threshold.ttft_s - own_s - wait_s
-            load = np.minimum(1.0, served / top)
-            decay = _TAIL * rate / engine.long_prompt * np.maximum(1 - load, 1 - _HIGHEST_LOAD)
-            late = np.where(slack_s <= 0, 1.0, load * np.exp(-decay * np.maximum(slack_s, 0.0)))
+            late = _later(threshold.ttft_s, *self._ttfts[k])
         return np.maximum(late, self.gap_s > threshold.tpot_s)
 
     def correct(self, running: float, seconds: float) -> None:
@@ -304,3 +325,10 @@ class _Fleets:
             self.sequences = self.sequences - excess
             # Preempted: the newest of the least urgent class is computed again.
             self.backlog[self._last] += excess * self._engine.prompt
+
+
+def _later(ttft_s: float | Array, least_s: Array, load: Array, decay: Array) -> Array:
+    """Share of requests with a longer TTFT: all while it is below the least one, then ever fewer."""
+    slack_s = ttft_s - least_s
+    later: Array = np.where(slack_s <= 0, 1.0, load * np.exp(-decay * np.maximum(slack_s, 0.0)))
+    return later

@@ -1,14 +1,19 @@
 """The fast loop: the token budget and the number of sequences that keep a full step within the TPOT threshold.
 
     budget     B = n + (T − a − c·n − d·ctx) / β         what is left beside n decoding sequences goes to prefill
-    sequences  S = 1.25 · (T − a) / (c + d·ctx + b·I/O)   the batch that prefill can just keep filled, as a safety cap
+    sequences  S = (T − a) / (c + d·ctx + b·I/O)          the batch that prefill can just keep filled, as a safety cap:
+                                                          anything from 1.1 to 1.5 of it will do
 
 with T = 0.95 · threshold · guard. TPOT is a mean over a whole answer, so single steps may be longer than the threshold:
 the guard finds out by how much. It rises while prompts queue and hardly an answer is late, and falls while more are
 late than the objective lets TPOT have. While the queue threatens the TTFT, the budget rises at once and for as long.
 
-The surprising idea: limits live on a ladder, rungs `maxStepPercent` apart from the envelope's top. One adjustment moves
-one rung, and only when the ideal value has left the rung by a margin, so that a steady world leaves the limits alone.
+One adjustment moves one rung of the ladder. What protects answers that are being given is in force everywhere at once;
+everything else is tried on one replica first, where there are several. While others warm up nothing is loosened, and
+the higher budget ends once it can save no TTFT: it would only take the TPOT of those who were admitted.
+
+The surprising idea: what is not carried out is not learnt from. While a step waits for its trial the guard may fall and
+not rise, or it would have run away by the time at which the trial ends.
 """
 
 from typing import Final
@@ -16,25 +21,28 @@ from typing import Final
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.spec import BatchLimitsPolicy
 from capstan_operator.decide.bank import BURST_WAIT
+from capstan_operator.decide.canary import Fleet, Outcome, Verdict
+from capstan_operator.decide.capacity import HEADROOM, sustained_batch
 from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.ladder import LARGEST_MARGIN, ladder, move
+from capstan_operator.decide.limits_memory import Change, LimitsMemory, burst
 from capstan_operator.decide.signals import Lengths, Signals
 from capstan_operator.decide.values import Value
 
-HEADROOM: Final = 0.95
-_BURST: Final = 4
 # Between the last turn that saw prompts queue and the end of the higher budget.
 _BURST_HOLD_S: Final = 4.0
 # Of the TTFT threshold: queueing prompts that take more are a reason to find out how long steps may be.
 _PRESSING: Final = 0.15
-_SEQUENCE_SLACK: Final = 1.25
+_SEQUENCE_SLACK: Final = (1.1, 1.5)
 _KV_SHARE: Final = 0.95
-_LARGEST_MARGIN: Final = 0.08
 _GUARD_BOUNDS: Final = (0.5, 3.0)
 _GUARD_UP, _GUARD_DOWN = 1.05, 0.93
 _LATE_HALF_LIFE_S: Final = 120.0
 # Of what an objective allows, the share that TPOT may use up; the rest is for the TTFT.
 TPOT_SHARE: Final = 0.3
 _ENOUGH_REQUESTS: Final = 8
+# In mean answers: how long after a move of the limits those that end have mostly begun under others.
+_STALE_ANSWERS, _LEAST_STALE_S = 2.0, 10.0
 
 
 class Target(Value):
@@ -46,68 +54,11 @@ class Target(Value):
     """In units of what the classes' objectives let TPOT have: as many as `ended` use it up."""
 
 
-class LimitsMemory(Value):
-    """The limits decided last, and the feedback that they rest on."""
-
-    limits: BatchLimits | None = None
-    adjusted_at: float | None = None
-    changed_at: float | None = None
-    guard: float = 1.0
-    ended: float = 0
-    late: float = 0
-    """As in `Target`, of the last minutes."""
-    late_now: bool = False
-    pressed: bool = False
-    """Since the last adjustment: more was late than may be; prompts queued."""
-    hurried_at: float | None = None
-    """When the queue was last seen to threaten the TTFT."""
-    burst: BatchLimits | None = None
-    """In force instead of `limits` while it does."""
-    reason: str = "EnvelopeTop"
-    message: str = ""
-
-    @property
-    def in_force(self) -> BatchLimits | None:
-        return self.burst or self.limits
-
-    def allows(self, limits: BatchLimits, envelope: Envelope) -> bool:
-        """Whether an engine with these limits does as it was told; bursts come and go faster than it is looked at."""
-        decided = [envelope.clamp(each) for each in (self.limits, self.burst) if each is not None]
-        return any(
-            limits.max_sequences == each.max_sequences
-            and each.max_batched_tokens <= limits.max_batched_tokens <= burst_budget(each.max_batched_tokens, envelope)
-            for each in decided
-        )
-
-
 class Advice(Value):
     memory: LimitsMemory
-    previous: BatchLimits | None = None
-    """Set when the limits changed."""
-
-
-def burst_budget(budget: float, envelope: Envelope) -> int:
-    """Token budget while prompts queue, from the one while none does."""
-    return round(min(_BURST * budget, envelope.max_batched_tokens))
-
-
-def ladder(top: int, bottom: int, step_percent: int) -> tuple[int, ...]:
-    """Falling rungs from `top` to `bottom`, each `step_percent` below the one above, and at least one."""
-    rungs = [top]
-    while rungs[-1] > bottom:
-        rungs.append(max(bottom, min(rungs[-1] - 1, round(rungs[-1] / (1 + step_percent / 100)))))
-    return tuple(rungs)
-
-
-def move(current: int, ideal: float, rungs: tuple[int, ...], step_percent: int) -> int:
-    """The rung after one adjustment: one up or down, or `current` while `ideal` is within the margin around it."""
-    margin = min(_LARGEST_MARGIN, step_percent / 300)
-    above = min((r for r in rungs if r > current), default=current)
-    below = max((r for r in rungs if r < current), default=current)
-    if ideal < current * (1 - margin):
-        return below
-    # Nothing lies above the top: reaching it has to be enough.
-    return above if ideal >= min(above * (1 + margin), rungs[0]) else current
+    change: Change | None = None
+    verdict: Verdict | None = None
+    """Of a trial that has just ended."""
 
 
 class Situation(Value):
@@ -126,10 +77,17 @@ class Situation(Value):
     """Since the last turn."""
     kv_tokens: float = 0
     """KV slots of one replica; 0 when not known."""
+    is_warming: bool = False
+    """Others are being started beside those that serve."""
 
     @property
     def is_known(self) -> bool:
         return self.signals.gateway_seen and self.model.is_usable and self.lengths.is_known
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether prompts that come now will miss their TTFT, however long the steps are made."""
+        return self.ttft_s is not None and self.queue_s > self.ttft_s
 
     @property
     def queue_s(self) -> float:
@@ -139,59 +97,162 @@ class Situation(Value):
 
 
 def adjust(
-    memory: LimitsMemory, situation: Situation, envelope: Envelope, policy: BatchLimitsPolicy, now: float
+    memory: LimitsMemory,
+    situation: Situation,
+    fleet: Fleet,
+    envelope: Envelope,
+    policy: BatchLimitsPolicy,
+    now: float,
 ) -> Advice:
     """One turn of the fast loop. Without anything to go by, or between two adjustments, the limits stay."""
+    canary, verdict = memory.canary.watched(fleet, now).followed(fleet, now)
     current = envelope.clamp(memory.limits or envelope.top)
-    memory = memory.model_copy(update={"limits": current})
+    memory = memory.model_copy(update={"limits": current, "canary": canary})
     if situation.is_known:
-        memory = _watched(memory, situation, now)
-    advice = _adjusted(memory, situation, envelope, policy, now)
-    return advice.model_copy(update={"memory": _hurried(advice.memory, envelope, now)})
+        memory = _watched(memory, situation, fleet.answer_s, now)
+    if verdict is not None:
+        advice = _concluded(memory, verdict, envelope, now)
+    else:
+        advice = _adjusted(memory, situation, fleet, envelope, policy, now)
+    return advice.model_copy(update={"memory": _hurried(advice.memory, situation, envelope, now)})
 
 
 def _adjusted(
-    memory: LimitsMemory, situation: Situation, envelope: Envelope, policy: BatchLimitsPolicy, now: float
+    memory: LimitsMemory,
+    situation: Situation,
+    fleet: Fleet,
+    envelope: Envelope,
+    policy: BatchLimitsPolicy,
+    now: float,
 ) -> Advice:
     current = memory.limits or envelope.top
     too_early = memory.adjusted_at is not None and now - memory.adjusted_at < policy.adjustment_interval_seconds
     if too_early or not situation.is_known:
         return Advice(memory=memory)
-    step_percent, guard = policy.max_step_percent, _guarded(memory)
-    tokens, sequences = _ideal(situation, envelope, guard)
-    token_rungs = ladder(envelope.max_batched_tokens, envelope.min_batched_tokens, step_percent)
-    sequence_rungs = ladder(envelope.max_sequences, envelope.min_sequences, step_percent)
-    wanted = BatchLimits(
-        max_batched_tokens=move(current.max_batched_tokens, tokens, token_rungs, step_percent),
-        max_sequences=move(current.max_sequences, sequences, sequence_rungs, step_percent),
-    )
-    # Every running request needs a token a step.
-    if wanted.max_batched_tokens < wanted.max_sequences:
-        fitting = max(wanted.max_batched_tokens, envelope.min_sequences)
-        wanted = BatchLimits(max_batched_tokens=max(wanted.max_batched_tokens, fitting), max_sequences=fitting)
+    before, guard = memory.guard, _guarded(memory)
+    if (
+        guard < before
+        and _ideal(situation, current, envelope, before)[0] < (1 - LARGEST_MARGIN) * current.max_batched_tokens
+    ):
+        # The model asks for less already: late answers are no news, and no fault of its.
+        guard = before
+    # A queue that has lost its TTFT fills every step: no shorter ones make up for those above the threshold.
+    asked = min(guard, 1.0) if situation.is_warming and situation.is_lost else guard
+    ideal = _ideal(situation, current, envelope, asked)
+    wanted = _wanted(current, ideal, envelope, policy)
+    is_late = _is_late(memory)
     memory = memory.model_copy(update={"adjusted_at": now, "guard": guard, "late_now": False, "pressed": False})
+    kept = Advice(memory=memory.model_copy(update={"guard": min(before, guard)}))
+    lower = _lower(current, wanted)
+    if lower.max_batched_tokens < current.max_batched_tokens or (is_late and lower != current):
+        # Those that are being answered cannot wait for a trial, and a trial of more is over.
+        canary = memory.canary.reverted(current, lower, now, was_measured=guard < before)
+        memory = memory.model_copy(update={"canary": canary})
+        return _changed(memory, lower, *_explained(current, lower, situation, asked, is_late=is_late), now)
+    trial = memory.canary.trial
+    if trial is not None:
+        if _stands(trial.limits, trial.instead_of, ideal):
+            return kept
+        canary, verdict = memory.canary.ended("no more is asked for by now", now)
+        return _concluded(kept.memory.model_copy(update={"canary": canary}), verdict, envelope, now)
     if wanted == current:
         return Advice(memory=memory)
-    reason, because = _explained(current, wanted, situation, memory)
-    changes = [
-        f"{name} {before} → {after}"
-        for name, before, after in (
-            ("token budget", current.max_batched_tokens, wanted.max_batched_tokens),
-            ("sequences", current.max_sequences, wanted.max_sequences),
-        )
-        if before != after
-    ]
-    message = f"{because}: {', '.join(changes)}"
-    return Advice(
-        memory=memory.model_copy(update={"limits": wanted, "changed_at": now, "reason": reason, "message": message}),
-        previous=current,
+    reason, because = _explained(current, wanted, situation, asked, is_late=is_late)
+    if situation.is_warming or memory.canary.refuses(wanted, current, now):
+        return kept
+    if len(fleet.serving(now)) < 2:
+        return _changed(memory, wanted, reason, because, now)
+    begun = memory.canary.begin(wanted, current, fleet, now)
+    if begun is None or begun.trial is None:
+        return kept
+    message = f"tried on {begun.trial.replica} first, {because}: {_step(current, wanted)}"
+    change = Change(reason=Outcome.TRIED, message=message, old=current, new=wanted)
+    return Advice(memory=_told(kept.memory.model_copy(update={"canary": begun}), change, now), change=change)
+
+
+def _wanted(
+    current: BatchLimits, ideal: tuple[float, float], envelope: Envelope, policy: BatchLimitsPolicy
+) -> BatchLimits:
+    """One rung towards the ideal token budget and number of sequences."""
+    percent = policy.max_step_percent
+    token_rungs = ladder(envelope.max_batched_tokens, envelope.min_batched_tokens, percent)
+    sequence_rungs = ladder(envelope.max_sequences, envelope.min_sequences, percent)
+    tokens = move(current.max_batched_tokens, ideal[0], token_rungs, percent)
+    sequences = move(current.max_sequences, ideal[1], sequence_rungs, percent)
+    if tokens < sequences:
+        # Every running request needs a token a step.
+        sequences = max(tokens, envelope.min_sequences)
+        tokens = max(tokens, sequences)
+    return BatchLimits(max_batched_tokens=tokens, max_sequences=sequences)
+
+
+def _lower(a: BatchLimits, b: BatchLimits) -> BatchLimits:
+    return BatchLimits(
+        max_sequences=min(a.max_sequences, b.max_sequences),
+        max_batched_tokens=min(a.max_batched_tokens, b.max_batched_tokens),
     )
 
 
-def _watched(memory: LimitsMemory, situation: Situation, now: float) -> LimitsMemory:
-    """The memory after what ended, and what waits, was counted."""
+def _stands(tried: BatchLimits, instead_of: BatchLimits, ideal: tuple[float, float]) -> bool:
+    """Whether limits on trial would not be taken back as soon as everybody had them."""
+    tokens, sequences = ideal
+    more_tokens = tried.max_batched_tokens > instead_of.max_batched_tokens
+    more_sequences = tried.max_sequences > instead_of.max_sequences
+    low = 1 - LARGEST_MARGIN
+    return not (
+        (more_tokens and tokens < tried.max_batched_tokens * low)
+        or (more_sequences and sequences < tried.max_sequences * low)
+    )
+
+
+def _concluded(memory: LimitsMemory, verdict: Verdict, envelope: Envelope, now: float) -> Advice:
+    """The limits after a trial's verdict."""
+    trial, current = verdict.trial, memory.limits or envelope.top
+    step = _step(trial.instead_of, trial.limits)
+    memory = memory.model_copy(update={"adjusted_at": now})
+    if verdict.outcome is Outcome.KEPT:
+        tried = envelope.clamp(trial.limits)
+        change = Change(reason=verdict.outcome, message=f"{verdict.because}: {step} for all", old=current, new=tried)
+        memory = memory.model_copy(update={"limits": tried, "moved_at": now})
+    else:
+        change = Change(
+            reason=verdict.outcome, message=f"{verdict.because}: {step} taken back", old=trial.limits, new=current
+        )
+    return Advice(memory=_told(memory, change, now), change=change, verdict=verdict)
+
+
+def _changed(memory: LimitsMemory, wanted: BatchLimits, reason: str, because: str, now: float) -> Advice:
+    """Limits that all have from now on."""
+    assert memory.limits is not None, "limits are set before they are changed"
+    message = f"{because}: {_step(memory.limits, wanted)}"
+    change = Change(reason=reason, message=message, old=memory.limits, new=wanted)
+    return Advice(
+        memory=_told(memory.model_copy(update={"limits": wanted, "moved_at": now}), change, now), change=change
+    )
+
+
+def _told(memory: LimitsMemory, change: Change, now: float) -> LimitsMemory:
+    return memory.model_copy(update={"changed_at": now, "reason": change.reason, "message": change.message})
+
+
+def _step(old: BatchLimits, new: BatchLimits) -> str:
+    """What of the limits is different, for people."""
+    parts = (
+        ("token budget", old.max_batched_tokens, new.max_batched_tokens),
+        ("sequences", old.max_sequences, new.max_sequences),
+    )
+    return ", ".join(f"{name} {before} → {after}" for name, before, after in parts if before != after)
+
+
+def _watched(memory: LimitsMemory, situation: Situation, answer_s: float, now: float) -> LimitsMemory:
+    """The memory after what ended, and what waits, was counted.
+
+    Answers that began under other limits say nothing of these, nor do those that were slowed for the TTFT's sake.
+    """
     target, kept = situation.target, 0.5 ** (situation.seconds / _LATE_HALF_LIFE_S)
-    ended, late = (target.ended, target.late) if target is not None else (0.0, 0.0)
+    others = max(memory.moved_at or 0.0, memory.hurried_at or 0.0)
+    counts = now - others >= max(_STALE_ANSWERS * answer_s, _LEAST_STALE_S)
+    ended, late = (target.ended, target.late) if target is not None and counts else (0.0, 0.0)
     queue_s, ttft_s = situation.queue_s, situation.ttft_s
     threatened = ttft_s is not None and queue_s > BURST_WAIT * ttft_s
     return memory.model_copy(
@@ -205,20 +266,26 @@ def _watched(memory: LimitsMemory, situation: Situation, now: float) -> LimitsMe
     )
 
 
-def _hurried(memory: LimitsMemory, envelope: Envelope, now: float) -> LimitsMemory:
+def _hurried(memory: LimitsMemory, situation: Situation, envelope: Envelope, now: float) -> LimitsMemory:
     """The memory with the limits for a queue that threatens the TTFT, while there is one."""
     limits = memory.limits
-    if limits is None or memory.hurried_at is None or now - memory.hurried_at > _BURST_HOLD_S:
+    is_over = memory.hurried_at is None or now - memory.hurried_at > _BURST_HOLD_S
+    if limits is None or is_over or (situation.is_warming and situation.is_lost):
         return memory.model_copy(update={"burst": None})
-    raised = limits.model_copy(update={"max_batched_tokens": burst_budget(limits.max_batched_tokens, envelope)})
+    raised = burst(limits, envelope)
     return memory.model_copy(update={"burst": raised if raised != limits else None})
+
+
+def _is_late(memory: LimitsMemory) -> bool:
+    """Whether more answers than may be are slower than their TPOT threshold."""
+    return memory.ended >= _ENOUGH_REQUESTS and memory.late > memory.ended
 
 
 def _guarded(memory: LimitsMemory) -> float:
     low, high = _GUARD_BOUNDS
     if memory.ended < _ENOUGH_REQUESTS:
         return memory.guard
-    if memory.late > memory.ended:
+    if _is_late(memory):
         return max(low, memory.guard * _GUARD_DOWN) if memory.late_now else memory.guard
     if memory.pressed:
         return min(high, memory.guard * _GUARD_UP)
@@ -226,56 +293,37 @@ def _guarded(memory: LimitsMemory) -> float:
     return max(memory.guard, min(1.0, memory.guard * _GUARD_UP))
 
 
-def _ideal(situation: Situation, envelope: Envelope, guard: float) -> tuple[float, float]:
-    """Token budget and sequences that the thresholds and the KV cache allow, wherever the limits are now."""
+def _ideal(situation: Situation, current: BatchLimits, envelope: Envelope, guard: float) -> tuple[float, float]:
+    """Token budget, and the sequences nearest to the current ones, that the thresholds and the KV cache allow."""
     model, lengths, signals = situation.model, situation.lengths, situation.signals
     target, kv_tokens = situation.target, situation.kv_tokens
     tokens, sequences = float(envelope.max_batched_tokens), float(envelope.max_sequences)
     if target is not None:
         goal_s = HEADROOM * guard * target.threshold_s
-        n, context = signals.decode_sequences, signals.context_tokens
+        # A count that no engine may have asks for no budget beyond it.
+        n, context = min(signals.decode_sequences, envelope.max_sequences), signals.context_tokens
         tokens = n + max(0.0, goal_s - model.step_seconds(0, n, context)) / situation.token_s
-        sequences = _SEQUENCE_SLACK * sustained_batch(model, lengths, goal_s)
+        fewest, most = (slack * sustained_batch(model, lengths, goal_s) for slack in _SEQUENCE_SLACK)
+        sequences = min(max(float(current.max_sequences), fewest), most)
     if kv_tokens > 0:
         # A safety cap, by the mean request: engines admit no more than really fit.
         sequences = min(sequences, _KV_SHARE * kv_tokens / max(lengths.context, 1))
     return tokens, sequences
 
 
-def sustained_batch(model: EngineModel, lengths: Lengths, step_s: float) -> float:
-    """Sequences that can decode for ever in steps of `step_s`, when each step also prefills those that take over."""
-    refill_s = model.prefill_token_seconds(lengths.prompt) * lengths.computed_prompt / max(1.0, lengths.output)
-    return max(0.0, step_s - model.coefficients[0]) / max(1e-9, model.sequence_seconds(lengths.context) + refill_s)
-
-
-def requests_per_s(
-    model: EngineModel, lengths: Lengths, threshold_s: float | None, max_sequences: int, kv_tokens: float
-) -> float:
-    """What one replica serves when it is loaded as far as TPOT and KV allow, and no TTFT is asked for."""
-    sequences = float(max_sequences)
-    if threshold_s is not None:
-        sequences = min(sequences, sustained_batch(model, lengths, HEADROOM * threshold_s))
-    if kv_tokens > 0:
-        sequences = min(sequences, kv_tokens / max(1.0, lengths.context))
-    sequences = max(1.0, sequences)
-    refill_s = model.prefill_token_seconds(lengths.prompt) * sequences * lengths.computed_prompt / lengths.output
-    step_s = model.step_seconds(0, sequences, sequences * lengths.context) + refill_s
-    return sequences / (lengths.output * max(step_s, 1e-6))
-
-
 def _explained(
-    current: BatchLimits, wanted: BatchLimits, situation: Situation, memory: LimitsMemory
+    current: BatchLimits, wanted: BatchLimits, situation: Situation, guard: float, *, is_late: bool
 ) -> tuple[str, str]:
-    """Reason and clause for a change."""
+    """Reason and clause for a change to what this guard asks for."""
     target, signals = situation.target, situation.signals
     lowered = wanted.max_batched_tokens < current.max_batched_tokens or wanted.max_sequences < current.max_sequences
     if target is None and lowered:
         return "KvCacheFull", "the KV cache holds fewer sequences"
     if target is None:
         return "NoTpotThreshold", "no TPOT is asked for"
-    if lowered and memory.ended >= _ENOUGH_REQUESTS and memory.late > memory.ended:
+    if lowered and is_late:
         return "TpotOverThreshold", f"more answers than may be are slower than {_ms(target.threshold_s)} per token"
-    goal_s = HEADROOM * memory.guard * target.threshold_s
+    goal_s = HEADROOM * guard * target.threshold_s
     n = signals.decode_sequences
     if lowered and wanted.max_batched_tokens < current.max_batched_tokens:
         prefill_s = (current.max_batched_tokens - n) * situation.token_s
@@ -284,7 +332,7 @@ def _explained(
             f"a step of {current.max_batched_tokens} tokens with {_sequences(n)} "
             f"is predicted to take {_ms(full_s)} > {_ms(goal_s)}"
         )
-    if lowered:
+    if lowered and wanted.max_batched_tokens == current.max_batched_tokens:
         return "SustainableBatch", f"more sequences than a step of {_ms(goal_s)} can keep fed"
     return "TpotHeadroom", f"with {_sequences(n)} a step has room within {_ms(goal_s)}"
 

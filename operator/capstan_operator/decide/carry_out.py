@@ -4,6 +4,8 @@ The gateways come first, and are told of a departure before it begins; limits co
 protect what is being served. What is already so needs no action.
 """
 
+from collections.abc import Iterable
+
 from capstan_api.replicas import ReplicaEntry, ReplicaState
 from capstan_api.spec import Mode
 from capstan_api.v1alpha1 import InferenceDeployment
@@ -17,9 +19,9 @@ from capstan_operator.decide.actions import (
     StartReplica,
     StopReplica,
 )
-from capstan_operator.decide.batch_limits import LimitsMemory
+from capstan_operator.decide.limits_memory import LimitsMemory
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import Observation, Phase, Replica
+from capstan_operator.decide.observation import Observation, Phase
 from capstan_operator.decide.render import Release
 from capstan_operator.decide.rollout import Plan
 
@@ -46,14 +48,15 @@ def actions(
             StartReplica(id=i, revision=release.revision, args=release.args, cpu_millicores=release.cpu_millicores)
             for i in plan.start
         ]
-    table = tuple(
-        ReplicaEntry(id=r.id, url=r.url, state=_state(r, plan))
-        for r in sorted(observation.with_phase(Phase.READY, Phase.DRAINING), key=lambda r: r.id)
+    leaving = set(plan.drain)
+    rows = sorted(
+        (r.id, r.url, ReplicaState.DRAINING if r.phase is Phase.DRAINING or r.id in leaving else ReplicaState.READY)
+        for r in observation.with_phase(Phase.READY, Phase.DRAINING)
         if r.url is not None
     )
-    unaware = tuple(g.id for g in observation.ready_gateways if g.table is not None and g.table != table)
+    unaware = tuple(g.id for g in observation.ready_gateways if g.table is not None and _rows(g.table) != rows)
     if unaware:
-        wanted.append(Route(gateways=unaware, table=table))
+        wanted.append(Route(gateways=unaware, table=tuple(ReplicaEntry(id=i, url=u, state=s) for i, u, s in rows)))
     if spec.scaling.mode is not Mode.SHADOW:
         wanted += _limits(observation, memory.limits, spec.scaling.batch_limits.adjustment_interval_seconds)
     timeout_s = spec.disruption.drain_timeout_seconds
@@ -62,23 +65,22 @@ def actions(
     return tuple(wanted)
 
 
-def _state(replica: Replica, plan: Plan) -> ReplicaState:
-    leaves = replica.phase is Phase.DRAINING or replica.id in plan.drain
-    return ReplicaState.DRAINING if leaves else ReplicaState.READY
+def _rows(table: Iterable[ReplicaEntry]) -> list[tuple[str, str, ReplicaState]]:
+    return [(entry.id, entry.url, entry.state) for entry in table]
 
 
 def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> list[SetLimits]:
     """Limits for every engine that has others, and renewals for leases that are half over."""
-    decided = memory.in_force
-    if decided is None:
-        return []
-    hurry = f"prompts queue: token budget {decided.max_batched_tokens} until they do no more; " if memory.burst else ""
+    hurry = ""
+    if memory.burst is not None:
+        hurry = f"prompts queue: token budget {memory.burst.max_batched_tokens} until they do no more; "
     lease_s = min(max(_SHORTEST_LEASE_S, 6 * interval_s), _LONGEST_LEASE_S)
     changes = []
     # An engine that drains refuses changes: it gets no more load, and its lease outlives most of what it has.
     for replica in observation.with_phase(Phase.READY):
         state = replica.limits
-        if state is None:
+        decided = memory.of(replica.id, state.envelope) if state is not None else None
+        if state is None or decided is None:
             continue
         limits = state.envelope.clamp(decided)
         renewal, left_s = limits == state.limits, state.lease_remaining_seconds

@@ -11,6 +11,7 @@ from capstan_api.spec import Mode, Slo
 from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus, SloStatus
 from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.decide.demand import Demand
 from capstan_operator.decide.feasibility import TOO_SLOW, Pace, too_slow
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
@@ -36,7 +37,7 @@ class Finding(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Everything that conditions speak of. `overdue` have been pending for too long."""
+    """Everything that conditions speak of. `overdue` have been pending for too long; `demand` is of a shared budget."""
 
     deployment: InferenceDeployment
     observation: Observation
@@ -46,6 +47,7 @@ class Scene(NamedTuple):
     results: tuple[SloStatus, ...]
     said: DecisionStatus
     overdue: tuple[Replica, ...]
+    demand: Demand | None
     now: float
 
 
@@ -164,6 +166,10 @@ def _capacity(scene: Scene) -> Finding:
         return Finding(_FALSE, "Unschedulable", _waiting(scene.overdue))
     if refused := scene.observation.refused_starts:
         return Finding(_FALSE, "Refused", "; ".join(refused))
+    left, demand = scene.observation.allowance, scene.demand
+    if left is not None and demand is not None and demand.asked > left.replicas:
+        message = f"the accelerator budget {left.budget} leaves {left.replicas}, {demand.asked} are asked for"
+        return Finding(_FALSE, "AcceleratorBudget", message)
     pending = scene.observation.with_phase(Phase.PENDING)
     if pending:
         return Finding(_UNKNOWN, "Placing", _waiting(pending))
@@ -217,7 +223,7 @@ def _limits_applied(scene: Scene) -> Finding:
     if limits is None or not ready:
         return Finding(_UNKNOWN, "NoReplicaReady", "no engine is there to have limits")
     told = [(r.id, r.limits) for r in ready if r.limits is not None]
-    others = [key for key, has in told if not scene.memory.limits.allows(has.limits, has.envelope)]
+    others = [key for key, has in told if not scene.memory.limits.allows(key, has.limits, has.envelope)]
     changed_at = scene.memory.limits.changed_at or 0.0
     ready_at = {r.id: r.ready_at or 0.0 for r in ready}
     late = [key for key in others if scene.now - max(changed_at, ready_at[key]) > _APPLYING_S]

@@ -1,7 +1,12 @@
 """One decision as a value: what to do, what people are told, and what the next decision must remember."""
 
+from pydantic import Field
+
 from capstan_api.status import DecisionStatus, InferenceDeploymentStatus
 from capstan_operator.decide.actions import Action
+from capstan_operator.decide.canary import Verdict
+from capstan_operator.decide.demand import Demand
+from capstan_operator.decide.latencies import Quantiles
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.signals import Signals
 from capstan_operator.decide.values import Value
@@ -14,6 +19,10 @@ class Prediction(Value):
     attainment: dict[str, float]
     """Per SLO class the share of requests that it would have met, judged with the law's margin."""
     cost_per_hour: float
+    ttft: dict[str, Quantiles] = Field(default_factory=dict)
+    """Per SLO class with requests, newer ones weighing more, judged with the margin too."""
+    tpot: dict[str, Quantiles] = Field(default_factory=dict)
+    """Likewise, of the requests of all classes, at each one's own percentile."""
 
 
 class Decision(Value):
@@ -30,6 +39,10 @@ class Decision(Value):
     """Of one replica fewer than is wanted now, of as many, and of one more; empty until anything can be told."""
     margin: float | None = None
     """By how much a real fleet was taken to need to be larger than the virtual one that suffices."""
+    verdict: Verdict | None = None
+    """Of a trial of batch limits that has ended in this turn, with what it rests on."""
+    demand: Demand | None = None
+    """What it asks of the accelerator budget that it shares; None without one."""
     signals: Signals
     memory: Memory
     status: InferenceDeploymentStatus

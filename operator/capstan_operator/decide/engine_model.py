@@ -10,8 +10,7 @@ night teaches it nothing and costs it nothing.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -28,7 +27,7 @@ _SMALLEST_ERROR = 0.03
 # Shares what collinear features explain evenly between them; four digits below what the data says otherwise.
 _RIDGE = 1e-4
 _ERROR_SHARE = 0.02
-_BATCH: Final = 64
+_BATCH: Final = 128
 # Of anything in one step: values beyond are damage or malice.
 _LARGEST_COUNT: Final = 1e9
 _NUM_FEATURES = 5
@@ -65,9 +64,10 @@ class EngineModel(Value):
         """Cost of one more decoding sequence with this context."""
         return self.coefficients[2] + self.coefficients[3] * context
 
-    def learn(self, samples: Iterable[StepSample]) -> "EngineModel":
-        """The model after these samples; unbelievable ones are left out."""
-        steps = np.array([sample[2:] for sample in samples], dtype=np.float64).reshape(-1, _NUM_FEATURES)
+    def learn(self, samples: Sequence[StepSample] | Array) -> "EngineModel":
+        """The model after these samples, or rows [N, 7] of such; unbelievable ones are left out."""
+        # The number of a step and its time say nothing of its cost.
+        steps = np.asarray(samples, dtype=np.float64).reshape(-1, 2 + _NUM_FEATURES)[:, 2:]
         model = self
         for start in range(0, len(steps), _BATCH):
             model = model._after(steps[start : start + _BATCH])
@@ -113,22 +113,29 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _fitted(gram: Sequence[Sequence[float]], moment: Sequence[float]) -> tuple[float, ...]:
     """Non-negative least squares, exactly: of all subsets of features whose own solution has no negative
-    coefficient, the one that explains most. With five features there are 31, and no iteration that might not end.
+    coefficient, the one that explains most.
+
+    Branch and bound: no part of a set explains more than the set does, and where a set's own solution has negative
+    coefficients, at least one of those features has to go. With all features welcome, one system is solved.
     """
     scales = [math.sqrt(gram[i][i]) for i in range(_NUM_FEATURES)]
-    seen = [i for i in range(_NUM_FEATURES) if scales[i] > 0]
-    best, explained = dict.fromkeys(seen, 0.0), 0.0
-    # All features together explain more than any fewer do: once they are allowed to, nothing else is asked.
-    for size in range(len(seen), 0, -1):
-        if len(best) == len(seen) and explained > 0 and min(best.values()) > 0:
-            break
-        for subset in combinations(seen, size):
-            # Scaled to ones on the diagonal, because seconds per step and per pair differ by many digits.
-            matrix = [[gram[i][j] / (scales[i] * scales[j]) + _RIDGE * (i == j) for j in subset] for i in subset]
-            target = [moment[i] / scales[i] for i in subset]
-            solution = _solved(matrix, target[:])
-            if min(solution) >= 0 and (gain := _dot(solution, target)) > explained:
-                best, explained = dict(zip(subset, solution, strict=True)), gain
+    best, explained = dict[int, float](), 0.0
+    seen = frozenset(i for i in range(_NUM_FEATURES) if scales[i] > 0)
+    open_sets, met = [seen], {seen}
+    while open_sets:
+        subset = sorted(open_sets.pop())
+        # Scaled to ones on the diagonal, because seconds per step and per pair differ by many digits.
+        matrix = [[gram[i][j] / (scales[i] * scales[j]) + _RIDGE * (i == j) for j in subset] for i in subset]
+        target = [moment[i] / scales[i] for i in subset]
+        solution = _solved(matrix, target[:])
+        if (gain := _dot(solution, target)) <= explained:
+            continue
+        unwelcome = [i for i, coefficient in zip(subset, solution, strict=True) if coefficient < 0]
+        if not unwelcome:
+            best, explained = dict(zip(subset, solution, strict=True)), gain
+        smaller = {frozenset(subset) - {i} for i in unwelcome} - met
+        met |= smaller
+        open_sets += sorted(smaller, key=sorted)
     return tuple(best.get(i, 0.0) / scales[i] if scales[i] > 0 else 0.0 for i in range(_NUM_FEATURES))
 
 

@@ -21,7 +21,8 @@ from capstan_operator.decide.values import Value
 
 TOO_SLOW = 1.05
 """Of the time alone over its threshold: what the model of a step may be off, before it says that it cannot be met."""
-_LARGEST_MODEL_ERROR = 0.25
+# Of the predicted time of a request alone, as a share: twice its standard error may not exceed what TOO_SLOW forgives.
+_LARGEST_ERROR = TOO_SLOW - 1
 # Room for what the model of a step does not know, and for company.
 _ROOM = 1.2
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -42,7 +43,12 @@ class Pace(Value):
 
     @property
     def is_known(self) -> bool:
-        return self.model.is_usable and self.lengths.is_known and self.model.error <= _LARGEST_MODEL_ERROR
+        """A request takes many steps, and how far single ones are off averages out: on a busy machine they are far off,
+        and more of them have to be seen.
+        """
+        if not (self.model.is_usable and self.lengths.is_known):
+            return False
+        return 2 * self.model.error / math.sqrt(self.model.num_samples) <= _LARGEST_ERROR
 
     @property
     def token_s(self) -> float:

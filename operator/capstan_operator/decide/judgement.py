@@ -4,6 +4,7 @@ A source is dropped as a whole, because half of one would look like a fall in lo
 """
 
 from collections.abc import Mapping
+from typing import Final
 
 from capstan_operator.decide.observation import (
     ClassCounters,
@@ -13,6 +14,11 @@ from capstan_operator.decide.observation import (
     Phase,
     believable,
 )
+
+# Of requests or tokens through one gateway: text for more would not fit any network.
+_LARGEST_RATE: Final = 1e8
+# Samples and counters of an engine are asked for at the same time, and it goes on meanwhile.
+_STEPS_AHEAD: Final = 10_000
 
 
 class Judge:
@@ -55,12 +61,19 @@ class Judge:
             metrics = replica.metrics
             if metrics is None:
                 continue
-            numbers = [value for _, value in metrics if isinstance(value, (int, float))]
-            if not believable(*numbers) or metrics.kv_usage > 1.001:
+            if not believable(*metrics.numbers) or metrics.kv_usage > 1.001:
                 self._refused(f"{replica.id}: metrics are not believable")
             elif self._is_fresh(replica.id, metrics.at):
-                engines[replica.id] = metrics
+                engines[replica.id] = self._with_steps(replica.id, metrics)
         return engines
+
+    def _with_steps(self, key: str, metrics: EngineMetrics) -> EngineMetrics:
+        """The metrics without samples that cannot be: an engine's last one has the number of its last step."""
+        last = metrics.samples[-1] if metrics.samples else None
+        if last is None or (last.is_believable and last.number <= metrics.steps + _STEPS_AHEAD):
+            return metrics
+        self._refused(f"{key}: its steps are not believable")
+        return metrics.model_copy(update={"samples": ()})
 
     def deltas(
         self, gateways: Mapping[str, GatewayMetrics], before: Mapping[str, GatewayMetrics]
@@ -73,11 +86,15 @@ class Judge:
         deltas: dict[str, ClassCounters] = {}
         for key in sorted(gateways.keys() & before.keys()):
             earlier = before[key].classes
+            most = _LARGEST_RATE * max(1.0, gateways[key].at - before[key].at)
             for name, counters in gateways[key].classes.items():
                 # A class that the earlier look did not have has been counted from zero since.
                 difference = counters.minus(earlier[name]) if name in earlier else counters
                 if difference is None:
                     self._refused(f"{key}: counters of class {name} were reset")
+                elif max(difference.numbers) > most:
+                    self._refused(f"{key}: counters of class {name} have leapt")
+                    difference = None
                 deltas[name] = deltas.get(name, ClassCounters()).plus(difference or ClassCounters())
         return deltas
 

@@ -9,11 +9,13 @@ Knows no HTTP, process or cluster, and reads no clock: `now` is epoch seconds.
 import hashlib
 from pathlib import Path
 
-from capstan_api.spec import Mode, Slo
+from capstan_api.spec import InferenceDeploymentSpec, Mode, Slo
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render, replicas, rollout, signals, status
+from capstan_operator.decide.bank import Bank
 from capstan_operator.decide.carry_out import actions
 from capstan_operator.decide.decision import Decision, Prediction
+from capstan_operator.decide.demand import demand
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Told, model_key
 from capstan_operator.decide.memory import Memory
@@ -42,13 +44,25 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         reading.samples, reading.signals.kv_held * release.args.block_size, reading.signals.running, reading.seconds
     )
     outlook = Outlook(spec, release.args, model, reading, shape)
-    limits = outlook.limits(memory.limits, now)
+    limits = outlook.limits(memory.limits, observation, overdue, now)
     bank, feedback = outlook.bank(memory, limits.memory, now)
-    sizing = outlook.sizing(bank, feedback, ledger, now)
+    season = outlook.season(memory.season, now)
+    sizing = outlook.sizing(bank, feedback, season, ledger, now)
     situation = outlook.situation(observation, sizing, ledger, len(overdue), now)
     advice = replicas.advise(_rested(memory, deployment, now), situation, sizing, spec.scaling, now)
     count = _in_shadow(deployment, memory, advice) if spec.scaling.mode is Mode.SHADOW else advice
     wanted = count.memory.wanted or 0
+    claimed = demand(
+        spec.scaling,
+        spec.slos,
+        observation,
+        bank,
+        sizing if reading.signals.gateway_seen else None,
+        asked=advice.asked,
+        wanted=wanted,
+        startup_s=situation.startup_s,
+        now=now,
+    )
     plan = rollout.plan(
         observation.replicas,
         name=deployment.metadata.name,
@@ -76,6 +90,7 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         shape=shape,
         bank=bank,
         feedback=feedback,
+        season=season,
         told=_told(deployment, observation, progress.target) or memory.told,
         limits=limits.memory,
         replicas=count.memory,
@@ -84,7 +99,15 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         window=reading.window,
     )
     remembered, report = status.report(
-        deployment, observation, remembered, reading.signals, plan, said=said, overdue=overdue, now=now
+        deployment,
+        observation,
+        remembered,
+        reading.signals,
+        plan,
+        said=said,
+        overdue=overdue,
+        demand=claimed,
+        now=now,
     )
     stable = progress.stable
     return Decision(
@@ -92,8 +115,10 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         actions=actions(deployment, observation, release, plan, remembered),
         said=said,
         changes=changes,
-        predictions=_predictions(sizing, wanted, float(spec.variant.cost_per_hour)),
+        predictions=_predictions(spec, bank, sizing, wanted),
         margin=sizing.margin if sizing is not None else None,
+        verdict=limits.verdict,
+        demand=claimed,
         signals=reading.signals,
         memory=remembered,
         status=report,
@@ -101,18 +126,30 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     )
 
 
-def _predictions(sizing: Sizing | None, wanted: int, cost_per_hour: float) -> tuple[Prediction, ...]:
+def _predictions(
+    spec: InferenceDeploymentSpec, bank: Bank, sizing: Sizing | None, wanted: int
+) -> tuple[Prediction, ...]:
     if sizing is None:
         return ()
-    return tuple(
-        Prediction(
-            replicas=replicas,
-            attainment={name: 1 - share for name, share in sizing.missed(replicas).items()},
-            cost_per_hour=replicas * cost_per_hour,
+    cost_per_hour, told = float(spec.variant.cost_per_hour), bank.latencies
+    classes = [_objectives(slo) for slo in spec.slos]
+    predictions = []
+    for count in (wanted - 1, wanted, wanted + 1):
+        if count < 1:
+            continue
+        fleet = sizing.fleet(count)
+        ttft = {c.name: told.of_ttft(k, sizing.sizes, fleet, c.ttft_share) for k, c in enumerate(classes)}
+        tpot = {c.name: told.of_tpot(sizing.sizes, fleet, c.tpot_share) for c in classes}
+        predictions.append(
+            Prediction(
+                replicas=count,
+                attainment={name: 1 - share for name, share in sizing.missed(count).items()},
+                cost_per_hour=count * cost_per_hour,
+                ttft={name: quantiles for name, quantiles in ttft.items() if quantiles is not None},
+                tpot={name: quantiles for name, quantiles in tpot.items() if quantiles is not None},
+            )
         )
-        for replicas in (wanted - 1, wanted, wanted + 1)
-        if replicas >= 1
-    )
+    return tuple(predictions)
 
 
 def _read(deployment: InferenceDeployment, observation: Observation, memory: Memory, now: float) -> signals.Reading:

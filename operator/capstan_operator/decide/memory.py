@@ -4,21 +4,27 @@ All of it is small but the window of counters, which is left out of the form tha
 filled again within seconds, while the fitted model, the streaks and the error budgets took long to learn.
 """
 
+from typing import Any, Final
+
 from pydantic import ValidationError
 
 from capstan_api.status import DecisionStatus
 from capstan_operator.decide.bank import Bank
-from capstan_operator.decide.batch_limits import LimitsMemory
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Told
 from capstan_operator.decide.ledger import Ledger
+from capstan_operator.decide.limits_memory import LimitsMemory
 from capstan_operator.decide.progress import RolloutMemory
 from capstan_operator.decide.replicas import ReplicasMemory
+from capstan_operator.decide.season import Season
 from capstan_operator.decide.shape import Shape
 from capstan_operator.decide.signals import Lengths
 from capstan_operator.decide.sizing import Feedback
 from capstan_operator.decide.values import Value
 from capstan_operator.decide.window import Window
+
+# What is filled again within seconds, or compares with what is.
+_NOT_KEPT: Final[dict[str, Any]] = {"window": True, "limits": {"canary": {"marks", "begun"}}}
 
 
 class Memory(Value):
@@ -34,6 +40,7 @@ class Memory(Value):
     shape: Shape = Shape()
     bank: Bank = Bank()
     feedback: Feedback = Feedback()
+    season: Season = Season()
     told: Told | None = None
     """What the model takes of memory, for whoever asks for it in another envelope."""
     limits: LimitsMemory = LimitsMemory()
@@ -45,7 +52,7 @@ class Memory(Value):
 
     def durable(self) -> str:
         """JSON for `status.memory`, a few kilobytes whatever the number of replicas."""
-        return self.model_copy(update={"bank": self.bank.durable()}).model_dump_json(exclude={"window"})
+        return self.model_copy(update={"bank": self.bank.durable()}).model_dump_json(exclude=_NOT_KEPT)
 
     @classmethod
     def restored(cls, text: str) -> "Memory":

@@ -7,10 +7,10 @@ The surprising idea: counters are kept raw and cumulative. A difference of two o
 windows are sums of differences and a counter that ran backwards is seen in one place, `minus`.
 """
 
-import math
+from collections.abc import Iterable
 from enum import StrEnum
-from itertools import pairwise
-from typing import NamedTuple
+from operator import attrgetter, le, lt, sub
+from typing import Final, NamedTuple
 
 from pydantic import Field
 
@@ -22,6 +22,9 @@ from capstan_operator.decide.values import Value
 
 # Larger than anything that a real engine counts in a year: values beyond are damage or malice.
 LARGEST_COUNT = 1e15
+_LONGEST_STEP_S = 600.0
+# The contract allows no envelope beyond a million tokens; contexts are bounded by what any memory holds.
+_MOST_STEP_TOKENS, _MOST_CONTEXT_TOKENS, _LONGEST_CONTEXT = 1 << 20, 1e9, 1e7
 
 
 class Phase(StrEnum):
@@ -48,10 +51,23 @@ class StepSample(NamedTuple):
     context_tokens: int
     attention_pairs: float
 
+    @property
+    def is_believable(self) -> bool:
+        """Whether any engine could have taken such a step: it computes no more than an envelope may allow."""
+        return (
+            believable(*self)
+            and self.seconds <= _LONGEST_STEP_S
+            and self.prefill_tokens <= _MOST_STEP_TOKENS
+            and self.decode_sequences <= _MOST_STEP_TOKENS
+            and self.context_tokens <= _MOST_CONTEXT_TOKENS
+            and self.attention_pairs <= _LONGEST_CONTEXT * self.prefill_tokens
+        )
+
 
 def believable(*counts: float) -> bool:
     """Whether all are finite, not negative and not absurdly large."""
-    return all(math.isfinite(count) and 0 <= count <= LARGEST_COUNT for count in counts)
+    # Neither NaN nor an infinity lies between the two.
+    return not [count for count in counts if not 0 <= count <= LARGEST_COUNT]
 
 
 class Histogram(Value):
@@ -66,11 +82,10 @@ class Histogram(Value):
 
     @property
     def is_believable(self) -> bool:
-        rising = all(low <= high for low, high in pairwise(self.counts))
-        ordered = all(low < high for low, high in pairwise(self.bounds))
-        return (
-            len(self.counts) == len(self.bounds) + 1 and believable(*self.counts, *self.bounds) and rising and ordered
-        )
+        bounds, counts = self.bounds, self.counts
+        if len(counts) != len(bounds) + 1 or not believable(*bounds[:1], *bounds[-1:], counts[0], counts[-1]):
+            return False
+        return all(map(le, counts, counts[1:])) and all(map(lt, bounds, bounds[1:]))
 
     def minus(self, earlier: "Histogram") -> "Histogram | None":
         """What came since `earlier`; None when the counter was reset or has other bounds."""
@@ -79,17 +94,16 @@ class Histogram(Value):
             return self if self.is_believable else None
         if self.bounds != earlier.bounds or len(self.counts) != len(earlier.counts):
             return None
-        counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=True))
-        difference = Histogram(bounds=self.bounds, counts=counts)
+        counts = tuple(map(sub, self.counts, earlier.counts))
+        difference = Histogram.model_construct(bounds=self.bounds, counts=counts)
         return difference if difference.is_believable else None
 
-    def plus(self, other: "Histogram") -> "Histogram":
-        """The sum; the one with observations when the bounds differ."""
-        if self.bounds != other.bounds:
-            return other if other.total else self
-        return Histogram(
-            bounds=self.bounds, counts=tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        )
+    def plus(self, *others: "Histogram") -> "Histogram":
+        """The sum of all with the bounds of the last that has observations."""
+        summed = [histogram for histogram in (self, *others) if histogram.total] or [self]
+        bounds = summed[-1].bounds
+        counts = zip(*(histogram.counts for histogram in summed if histogram.bounds == bounds), strict=True)
+        return Histogram.model_construct(bounds=bounds, counts=tuple(map(sum, counts)))
 
     def above(self, seconds: float) -> float:
         """Observations longer than that; exact when it is one of the bounds, else those above the next one."""
@@ -132,25 +146,35 @@ class ClassCounters(Value):
     tpot: Histogram = Histogram()
 
     @property
-    def numbers(self) -> dict[str, float]:
-        return {name: value for name, value in self if isinstance(value, (int, float))}
+    def numbers(self) -> tuple[float, ...]:
+        """Everything but the histograms, in the order of the fields."""
+        return _COUNTED(self)
 
     @property
     def is_believable(self) -> bool:
-        return believable(*self.numbers.values()) and self.ttft.is_believable and self.tpot.is_believable
+        return believable(*self.numbers) and self.ttft.is_believable and self.tpot.is_believable
 
     def minus(self, earlier: "ClassCounters") -> "ClassCounters | None":
         """What came since `earlier`; None when any of the counters ran backwards."""
         ttft, tpot = self.ttft.minus(earlier.ttft), self.tpot.minus(earlier.tpot)
-        before = earlier.numbers
-        difference = {name: value - before[name] for name, value in self.numbers.items()}
-        if ttft is None or tpot is None or not believable(*difference.values()):
+        difference = tuple(map(sub, self.numbers, earlier.numbers))
+        if ttft is None or tpot is None or not believable(*difference):
             return None
-        return ClassCounters(**difference, ttft=ttft, tpot=tpot)
+        return _counters(difference, ttft, tpot)
 
-    def plus(self, other: "ClassCounters") -> "ClassCounters":
-        numbers = {name: value + other.numbers[name] for name, value in self.numbers.items()}
-        return ClassCounters(**numbers, ttft=self.ttft.plus(other.ttft), tpot=self.tpot.plus(other.tpot))
+    def plus(self, *others: "ClassCounters") -> "ClassCounters":
+        numbers = map(sum, zip(self.numbers, *(other.numbers for other in others), strict=True))
+        ttft = self.ttft.plus(*(other.ttft for other in others))
+        return _counters(numbers, ttft, self.tpot.plus(*(other.tpot for other in others)))
+
+
+_COUNTS: Final = tuple(ClassCounters.model_fields)[:-2]
+_COUNTED: Final = attrgetter(*_COUNTS)
+
+
+def _counters(numbers: Iterable[float], ttft: Histogram, tpot: Histogram) -> ClassCounters:
+    """Counters made of others: what has been judged once need not be validated again."""
+    return ClassCounters.model_construct(None, **dict(zip(_COUNTS, numbers, strict=True)), ttft=ttft, tpot=tpot)
 
 
 class GatewayMetrics(Value):
@@ -179,7 +203,20 @@ class EngineMetrics(Value):
     busy_seconds: float = 0
     prefix_queries: float = 0
     prefix_hits: float = 0
+    slo_total: float = 0
+    """Requests of all classes that ended here; those that met their thresholds, all and each, follow."""
+    slo_good: float = 0
+    ttft_good: float = 0
+    tpot_good: float = 0
     samples: tuple[StepSample, ...] = ()
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Everything but the samples, in the order of the fields."""
+        return _MEASURED(self)
+
+
+_MEASURED: Final = attrgetter(*tuple(EngineMetrics.model_fields)[:-1])
 
 
 class Replica(Value):
@@ -224,6 +261,16 @@ class ConfigurationFault(Value):
     """metadata.generation of that newest one, 0 when it is not known."""
 
 
+class Allowance(Value):
+    """What an accelerator budget leaves to one resource."""
+
+    budget: str
+    """Its name."""
+    replicas: int
+    most: int
+    """Replicas that the whole of it has room for."""
+
+
 class Observation(Value):
     """One look at the world."""
 
@@ -235,6 +282,8 @@ class Observation(Value):
     configuration_fault: ConfigurationFault | None = None
     model_directory: str | None = None
     """Where this world keeps the checkpoint; None when it has none, and `faults` then says why."""
+    allowance: Allowance | None = None
+    """None where no accelerator budget is shared."""
     refused: tuple[str, ...] = ()
     """What could not be carried out since the look before, one clause each, beginning with the action."""
     faults: tuple[str, ...] = ()

@@ -5,20 +5,24 @@ surprising idea: it is the only place where a class's percentile, its share of l
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import inf
 
 from capstan_api.engine_args import EngineArgs
-from capstan_api.spec import InferenceDeploymentSpec, LimitsMode, Slo
-from capstan_operator.decide import batch_limits, sizing
+from capstan_api.spec import InferenceDeploymentSpec, LimitsMode, Mode, Slo
+from capstan_operator.decide import batch_limits, capacity, sizing
 from capstan_operator.decide.bank import Arrived, Bank, Class, Engine
-from capstan_operator.decide.batch_limits import LimitsMemory, Target, burst_budget
+from capstan_operator.decide.batch_limits import Target
+from capstan_operator.decide.canary import Fleet
 from capstan_operator.decide.curve import Array, sizes
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.ledger import Ledger
+from capstan_operator.decide.limits_memory import LimitsMemory, burst_budget
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import ClassCounters, Observation, Phase
+from capstan_operator.decide.observation import ClassCounters, Observation, Phase, Replica
 from capstan_operator.decide.replicas import Situation
+from capstan_operator.decide.season import Season
 from capstan_operator.decide.shape import Shape
 from capstan_operator.decide.signals import Reading
 from capstan_operator.decide.sizing import Feedback, Sizing
@@ -42,12 +46,27 @@ class Outlook:
     reading: Reading
     shape: Shape
 
-    def limits(self, memory: LimitsMemory, now: float) -> batch_limits.Advice:
-        """The fast loop's turn."""
-        policy, envelope = self.spec.scaling.batch_limits, self.args.envelope
+    def limits(
+        self, memory: LimitsMemory, observation: Observation, overdue: Iterable[Replica], now: float
+    ) -> batch_limits.Advice:
+        """The fast loop's turn; the `overdue` replicas are not waited for."""
+        scaling, envelope = self.spec.scaling, self.args.envelope
+        policy = scaling.batch_limits
         if policy.mode is LimitsMode.FIXED:
             return batch_limits.Advice(memory=LimitsMemory(limits=envelope.top, reason="Fixed"))
-        return batch_limits.adjust(memory, self._limits_situation, envelope, policy, now)
+        late = {replica.id for replica in overdue}
+        coming = observation.with_phase(Phase.PENDING, Phase.STARTING)
+        is_warming = any(not replica.restarts and replica.id not in late for replica in coming)
+        situation = self._limits_situation.model_copy(update={"is_warming": is_warming})
+        fleet = Fleet(
+            # What nobody is told of cannot be tried.
+            replicas=observation.replicas if scaling.mode is not Mode.SHADOW else (),
+            tracks=self.reading.window.tracks,
+            max_age_s=scaling.stale_metrics.max_age_seconds,
+            answer_s=self.reading.lengths.output * (self.reading.signals.inter_token_s or 0.0),
+            allowed=min(map(_allowed, self.spec.slos)),
+        )
+        return batch_limits.adjust(memory, situation, fleet, envelope, policy, now)
 
     def bank(self, memory: Memory, limits: LimitsMemory, now: float) -> tuple[Bank, Feedback]:
         """The virtual fleets after what came since the last look, and how well they told what was missed."""
@@ -76,15 +95,24 @@ class Outlook:
         )
         return bank, feedback
 
-    def sizing(self, bank: Bank, feedback: Feedback, ledger: Ledger, now: float) -> Sizing | None:
+    def season(self, memory: Season, now: float) -> Season:
+        """Days and weeks after what came since the last look."""
+        if self.reading.seconds <= 0:
+            return memory
+        arrived = sum(counted.arrived for counted in self.reading.delta.values())
+        return memory.learn(arrived, self.reading.seconds, now)
+
+    def sizing(self, bank: Bank, feedback: Feedback, season: Season, ledger: Ledger, now: float) -> Sizing | None:
         """What the look-back asks for; None until anything came that could be judged."""
         if bank.since is None or bank.classes != tuple(slo.name for slo in self.spec.slos):
             return None
         allowed = [_allowed(slo) for slo in self.spec.slos]
-        factor = sizing.margin(feedback, min(allowed), max(0.0, now - bank.since), ledger.startup_s(_STARTUP_SHARE))
+        startup_s = ledger.startup_s(_STARTUP_SHARE) or sizing.USUAL_STARTUP_S
+        rise = season.rise(now, startup_s)
+        factor = rise * sizing.margin(feedback, min(allowed), max(0.0, now - bank.since), startup_s)
         if (left := ledger.least_budget_left(self.spec.slos, now)) is not None and left < sizing.LOW_BUDGET:
             allowed = [share / 2 for share in allowed]
-        return sizing.size(bank, self._sizes, allowed, factor)
+        return replace(sizing.size(bank, self._sizes, allowed, factor), rise=rise)
 
     def situation(
         self,
@@ -106,6 +134,7 @@ class Outlook:
             startup_s=ledger.startup_s(_STARTUP_SHARE),
             budget_left=ledger.least_budget_left(self.spec.slos, now),
             catching_up=self._catching_up(sized.margin, ledger) if sized is not None else 0,
+            allowance=observation.allowance,
         )
 
     def _catching_up(self, margin: float, ledger: Ledger) -> int:
@@ -119,7 +148,7 @@ class Outlook:
         if not ttfts or seen.arrivals_per_s is None or queue_s <= _REAL_QUEUE * min(ttfts):
             return 0
         tpots = [slo.tpot.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.tpot]
-        serves = batch_limits.requests_per_s(
+        serves = capacity.requests_per_s(
             self.model, lengths, min(tpots, default=None), self.args.envelope.max_sequences, self._kv_tokens
         )
         startup_s = ledger.startup_s(_STARTUP_SHARE) or sizing.USUAL_STARTUP_S
@@ -150,7 +179,7 @@ class Outlook:
 
     @property
     def _sizes(self) -> Array:
-        return sizes(self.spec.scaling.max_replicas)
+        return sizes(self.spec.scaling.highest_replicas)
 
     def _engine(self, limits: LimitsMemory) -> Engine:
         lengths, envelope = self.reading.lengths, self.args.envelope

@@ -2,8 +2,8 @@
 
 Up when the fleet would have missed more than the objective allows over the look-back, by as many as it takes; down one
 at a time, when the smaller fleet would have missed less than half of it. The look-back is the scale-down window: what
-came within it must have been served by fewer. `sizing` says how large the fleet must be; here it is bounded, given its
-spare replicas, stabilised, and kept when the world cannot be seen.
+came within it must have been served by fewer. `sizing` says how large the fleet must be and `bounds` how large it may
+be; here it is given its spare replicas, stabilised, and kept when the world cannot be seen.
 
 The surprising idea: scaling up needs no panic mode. A burst is in the look-back as soon as it has come, and stays.
 """
@@ -12,10 +12,13 @@ import math
 from itertools import takewhile
 
 from capstan_api.spec import Mode, Scaling
+from capstan_operator.decide.bounds import Bound, Bounds, bounds
+from capstan_operator.decide.observation import Allowance
 from capstan_operator.decide.signals import Signals
 from capstan_operator.decide.sizing import LOW_BUDGET, USUAL_STARTUP_S, Sizing
 from capstan_operator.decide.values import Value
 
+_NOTABLE_RISE = 1.01
 LEAST_SEEN_S = 240.0
 """Of the look-back, before the first replica may go."""
 _BETWEEN_REMOVALS_S = 30.0
@@ -61,6 +64,8 @@ class Advice(Value):
     memory: ReplicasMemory
     recommended: int
     """What mode Auto would want at once, without stabilization."""
+    asked: int
+    """What it would want if nothing bounded it above."""
     reason: str
     message: str
 
@@ -81,44 +86,59 @@ class Situation(Value):
     """Share of the error budget of the whole window, of the class with least."""
     catching_up: int = 0
     """Replicas that it takes to work off what queues, 0 when nothing does."""
+    allowance: Allowance | None = None
+    """What an accelerator budget leaves, where there is one."""
 
 
 def advise(memory: ReplicasMemory, situation: Situation, sizing: Sizing | None, scaling: Scaling, now: float) -> Advice:
     """How many replicas to have from now on, and why; never fewer on missing data. No `sizing`: not yet known."""
     signals = situation.signals
-    low, high = scaling.min_replicas, scaling.max_replicas
     # A fleet that is only being made cannot be idle: it would end the replica that it has just begun.
     is_loading = situation.num_live > situation.num_overdue and situation.num_ready == 0
     active_at = now if signals.active or is_loading or memory.active_at is None else memory.active_at
     memory = _seen(memory.model_copy(update={"active_at": active_at}), situation, scaling, now)
     if scaling.mode is Mode.MANUAL and scaling.replicas is not None:
         return _settled(memory, scaling.replicas, "Manual", f"{_count(scaling.replicas)} asked for by hand")
+    bound = bounds(scaling, situation.allowance, situation.startup_s, now)
+    low, high = bound.low.replicas, bound.high.replicas
     if memory.wanted is None:
-        first = min(high, max(1, low, situation.num_live))
-        return _settled(memory, first, "Initial", f"starting with {_count(first)}")
+        asked = max(1, low, situation.num_live)
+        first = min(high, asked)
+        return _settled(memory, first, "Initial", f"starting with {_count(first)}", asked)
     current = min(max(memory.wanted, low), high)
     if current != memory.wanted:
-        bound = "maxReplicas" if current < memory.wanted else "minReplicas"
-        return _settled(memory, current, "OutOfBounds", f"{bound} is {current}: {memory.wanted} → {_count(current)}")
+        binding, asked = (bound.high, memory.wanted) if current < memory.wanted else (bound.low, current)
+        return _settled(
+            memory, current, binding.reason, f"{binding.because}: {memory.wanted} → {_count(current)}", asked
+        )
     if not signals.gateway_seen:
-        return _blind(memory, current, scaling, now)
+        return _blind(memory, current, high, scaling, now)
 
     if current == 0:
         if not signals.active:
             return _held(memory, 0, "Idle", "no request: scaled to zero")
-        woken = min(high, max(1, sizing.needed if sizing is not None else 1))
+        asked = max(1, sizing.needed if sizing is not None else 1)
         cause = f"{_requests(signals.held)} held" if signals.held >= 1 else "a request arrived"
-        return _settled(memory, woken, "RequestsHeld", f"{cause}: 0 → {_count(woken)}")
+        if high == 0:
+            return _held(memory, 0, bound.high.reason, f"{cause}; {bound.high.because}", asked)
+        woken = min(high, asked)
+        return _settled(memory, woken, "RequestsHeld", f"{cause}: 0 → {_count(woken)}", asked)
     idle_s = now - active_at
     if low == 0 and idle_s >= scaling.idle.scale_to_zero_after_seconds:
         return _settled(memory, 0, "Idle", f"no request for {idle_s:.0f} s: {current} → 0 replicas")
     if sizing is None:
         return _held(memory, current, "CapacityUnknown", f"{_count(current)}: what one can serve is not yet known")
-    return _sized(memory, situation, sizing, scaling, current, now)
+    return _sized(memory, situation, sizing, scaling, bound, current, now)
 
 
 def _sized(
-    memory: ReplicasMemory, situation: Situation, sizing: Sizing, scaling: Scaling, current: int, now: float
+    memory: ReplicasMemory,
+    situation: Situation,
+    sizing: Sizing,
+    scaling: Scaling,
+    bound: Bounds,
+    current: int,
+    now: float,
 ) -> Advice:
     needed, reason, because = sizing.needed, "MissesPredicted", _would_miss(sizing, current)
     queued_since = memory.queued_since if memory.queued_since is not None else now
@@ -127,15 +147,17 @@ def _sized(
         needed, reason = situation.catching_up, "Backlog"
         because = f"{_requests(situation.signals.queue)} wait, {_count(needed)} work that off"
     asked = needed + scaling.spare_replicas
-    wanted = min(max(asked, scaling.min_replicas, 1), scaling.max_replicas)
-    if wanted < asked and wanted > current:
-        reason, because = "MaxReplicas", f"{because}; maxReplicas is {scaling.max_replicas}"
+    low, high = bound
+    wanted = min(max(asked, low.replicas, 1), high.replicas)
+    if wanted < asked:
+        reason, because = high.reason, f"{because}; {high.because}"
     if wanted > current:
-        return _raised(memory, situation, scaling, current, wanted, reason, because, now)
+        raised = _raised(memory, situation, scaling, current, wanted, reason, because, now)
+        return raised.model_copy(update={"asked": asked})
     memory = memory.model_copy(update={"up": None})
-    if asked > scaling.max_replicas:
-        return _held(memory, current, "MaxReplicas", f"{because}; maxReplicas is {scaling.max_replicas}")
-    return _lowered(memory, situation, sizing, scaling, current, now)
+    if wanted < asked:
+        return _held(memory, current, reason, because, asked)
+    return _lowered(memory, situation, sizing, scaling, low, current, now)
 
 
 def _raised(
@@ -152,7 +174,7 @@ def _raised(
     if situation.num_overdue:
         # One more would stand in the same queue; until there is room, the limits protect what is served.
         without = f"{because}, but {_count(situation.num_overdue)} found no room to run: {_count(current)} kept"
-        return Advice(memory=memory, recommended=wanted, reason="CapacityUnavailable", message=without)
+        return _kept(memory, current, wanted, "CapacityUnavailable", without)
     streak = Streak(since=now, at=now, level=wanted)
     if memory.up is not None and now - memory.up.at <= scaling.stale_metrics.max_age_seconds:
         streak = Streak(since=memory.up.since, at=now, level=min(memory.up.level, wanted))
@@ -160,7 +182,7 @@ def _raised(
     window_s = scaling.behavior.scale_up.stabilization_window_seconds
     if now - streak.since < window_s:
         pending = f"{because}: {_count(wanted)} if it lasts {window_s} s"
-        return Advice(memory=memory, recommended=wanted, reason=f"{reason}Pending", message=pending)
+        return _kept(memory, current, wanted, f"{reason}Pending", pending)
     return _settled(memory, streak.level, reason, f"{because}: {current} → {_count(streak.level)}")
 
 
@@ -169,13 +191,17 @@ def _lowered(
     situation: Situation,
     sizing: Sizing,
     scaling: Scaling,
+    low: Bound,
     current: int,
     now: float,
 ) -> Advice:
     """One replica fewer when that is safe, else what keeps it."""
-    fewest = max(sizing.safe + scaling.spare_replicas, scaling.min_replicas, 1)
-    if fewest >= current:
+    safe = max(sizing.safe + scaling.spare_replicas, 1)
+    if safe >= current:
         return _held(memory, current, "WithinTargets", _would_miss(sizing, max(1, current - 1)))
+    if low.replicas >= current:
+        return _held(memory, current, low.reason, f"{low.because}: {_count(current)} kept")
+    fewest = max(safe, low.replicas)
     window_s = float(scaling.behavior.scale_down.stabilization_window_seconds)
     seen_s = now - (memory.whole_since if memory.whole_since is not None else now)
     startup_s = USUAL_STARTUP_S if situation.startup_s is None else situation.startup_s
@@ -194,7 +220,7 @@ def _lowered(
     elif seen_s < enough_s or since_removal_s < min(window_s, _BETWEEN_REMOVALS_S):
         held = "SpareCapacityPending", f"{_count(fewest)} would do: {_count(current)} kept for a while"
     if held is not None:
-        return Advice(memory=memory, recommended=fewest, reason=held[0], message=held[1])
+        return _kept(memory, current, fewest, *held)
     memory = memory.model_copy(update={"removed_at": now})
     sentence = f"{_would_miss(sizing, current - 1)}: {current} → {_count(current - 1)}"
     return _settled(memory, current - 1, "SpareCapacity", sentence)
@@ -217,10 +243,10 @@ def _seen(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: f
     return memory.model_copy(update={"seen_at": seen_at, "whole_since": whole_since, "peaks": peaks})
 
 
-def _blind(memory: ReplicasMemory, current: int, scaling: Scaling, now: float) -> Advice:
+def _blind(memory: ReplicasMemory, current: int, high: int, scaling: Scaling, now: float) -> Advice:
     """Without metrics: what there is, and after a while what there recently was at most."""
     unseen_s = now - memory.seen_at if memory.seen_at is not None else 0.0
-    peak = min(max((peak.replicas for peak in memory.peaks), default=current), scaling.max_replicas)
+    peak = min(max((peak.replicas for peak in memory.peaks), default=current), high)
     if peak > current and unseen_s > _BLIND_PATIENCE * scaling.stale_metrics.max_age_seconds:
         sentence = f"no word from the gateway for {unseen_s:.0f} s: {current} → {_count(peak)}, the recent peak"
         return _settled(memory, peak, "MetricsMissing", sentence)
@@ -233,16 +259,22 @@ def _would_miss(sizing: Sizing, replicas: int) -> str:
     sign = ">" if share > sizing.allowed else "≤"
     span = f"{sizing.seconds / 60:.0f} min" if sizing.seconds >= 120 else f"{sizing.seconds:.0f} s"
     missed = f"would have missed {_percent(share)} {sign} {_percent(sizing.allowed)} of {sizing.binding}"
-    return f"{_count(replicas)} {missed} in the last {span}"
+    rise = f", and {_percent(sizing.rise - 1)} more is usual by the time that others are ready"
+    return f"{_count(replicas)} {missed} in the last {span}{rise if sizing.rise >= _NOTABLE_RISE else ''}"
 
 
-def _settled(memory: ReplicasMemory, wanted: int, reason: str, message: str) -> Advice:
+def _settled(memory: ReplicasMemory, wanted: int, reason: str, message: str, asked: int | None = None) -> Advice:
+    """So many from now on; `asked` says what it would be without an upper bound, where that is more."""
     settled = memory.model_copy(update={"wanted": wanted, "up": None})
-    return Advice(memory=settled, recommended=wanted, reason=reason, message=message)
+    return _held(settled, wanted, reason, message, asked)
 
 
-def _held(memory: ReplicasMemory, current: int, reason: str, message: str) -> Advice:
-    return Advice(memory=memory, recommended=current, reason=reason, message=message)
+def _held(memory: ReplicasMemory, current: int, reason: str, message: str, asked: int | None = None) -> Advice:
+    return _kept(memory, current if asked is None else asked, current, reason, message)
+
+
+def _kept(memory: ReplicasMemory, asked: int, recommended: int, reason: str, message: str) -> Advice:
+    return Advice(memory=memory, recommended=recommended, asked=asked, reason=reason, message=message)
 
 
 def _count(replicas: int) -> str:

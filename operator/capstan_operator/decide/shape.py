@@ -5,10 +5,8 @@ rates. The surprising idea: a prompt of I tokens has I²/2 attention pairs, so t
 tokens are half the mean prompt in which prompts weigh by their length, and no request needs to be looked at.
 """
 
-from collections.abc import Iterable
-
+from capstan_operator.decide.curve import Array
 from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.observation import StepSample
 from capstan_operator.decide.values import Value
 
 _HALF_LIFE_S = 600.0
@@ -24,13 +22,14 @@ class Shape(Value):
     context: float = 0
     """Held by one running request; 0 when none has run yet."""
 
-    def learn(self, samples: Iterable[StepSample], kv_tokens: float, running: float, seconds: float) -> "Shape":
-        """The shape after `seconds` in which these steps were sampled; `running` requests hold `kv_tokens` now."""
+    def learn(self, samples: Array, kv_tokens: float, running: float, seconds: float) -> "Shape":
+        """The shape after `seconds` in which these steps [N, 7] were sampled; `running` requests hold `kv_tokens` now.
+
+        A row is a `StepSample`: 3 the prefill tokens, 6 the pairs.
+        """
         kept = 0.5 ** (seconds / _HALF_LIFE_S)
-        tokens, pairs, context = kept * self.prefill_tokens, kept * self.prefill_pairs, self.context
-        for sample in samples:
-            tokens += sample.prefill_tokens
-            pairs += sample.attention_pairs
+        tokens = kept * self.prefill_tokens + float(samples[:, 3].sum())
+        pairs, context = kept * self.prefill_pairs + float(samples[:, 6].sum()), self.context
         if running >= 1 and kv_tokens > 0:
             share = 1 - 0.5 ** (seconds / _CONTEXT_HALF_LIFE_S) if context > 0 else 1.0
             context += share * (kv_tokens / running - context)

@@ -7,9 +7,13 @@ its loop; one whose heartbeat stands still has told us nothing, however fresh th
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter, mul
 
+import numpy as np
 from pydantic import Field
 
+from capstan_operator.decide.curve import Array
 from capstan_operator.decide.judgement import Judge
 from capstan_operator.decide.observation import (
     ClassCounters,
@@ -22,14 +26,15 @@ from capstan_operator.decide.observation import (
     StepSample,
 )
 from capstan_operator.decide.values import Value
-from capstan_operator.decide.window import Progress, Slot, Track, Window, Work, appended
+from capstan_operator.decide.window import Progress, Slot, Track, Window, Work, appended, unseen
 
 # Requests after which a mean length is half forgotten.
 _LENGTH_MEMORY = 1000.0
 _ENOUGH_LENGTHS = 3
 _NAMED = 3
+_SERVED = attrgetter("waiting", "running", "prefill_backlog", "kv_usage", "kv_blocks")
 # Steps that are looked at in one turn: of all engines together, and of each one when there are many.
-_MOST_SAMPLES, _FEWEST_SAMPLES = 256, 4
+_MOST_SAMPLES, _FEWEST_SAMPLES = 128, 2
 
 
 class Objectives(Value):
@@ -147,15 +152,17 @@ class Signals(Value):
         return ", ".join(self.blind[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-class Reading(Value):
+@dataclass(frozen=True)
+class Reading:
     """Signals together with what the look has taught."""
 
     signals: Signals
     window: Window
     lengths: Lengths
-    delta: dict[str, ClassCounters] = Field(default_factory=dict)
+    delta: Mapping[str, ClassCounters]
     """Per class, since the last look."""
-    samples: tuple[StepSample, ...] = ()
+    samples: Array
+    """[N, 7] Some of those that engines took since then, as rows of `StepSample`."""
     seconds: float = 0
     """Between this look and the one before; 0 when nothing new was seen."""
 
@@ -205,23 +212,34 @@ def read(
 
 def _followed(
     replicas: Iterable[Replica], engines: Mapping[str, EngineMetrics], tracks: Mapping[str, Track]
-) -> tuple[dict[str, Track], Progress, tuple[StepSample, ...]]:
-    """The tracks after this look, and what all engines together have done since the last."""
+) -> tuple[dict[str, Track], Progress, Array]:
+    """The tracks after this look, what all engines together have done since the last, and steps of theirs [N, 7]."""
     after: dict[str, Track] = {}
-    progress, samples = Progress(), list[StepSample]()
-    most_samples = max(_FEWEST_SAMPLES, _MOST_SAMPLES // max(1, len(engines)))
+    steps, times = list[StepSample](), list[float]()
+    passed = [(0.0, 0.0, 0.0, 0.0)]
+    most = max(_FEWEST_SAMPLES, _MOST_SAMPLES // max(1, len(engines)))
     for replica in replicas:
         before, metrics = tracks.get(replica.id), engines.get(replica.id)
         if before is not None and not before.is_of(replica):
             before = None
         if metrics is not None:
-            track, fresh, each = Track.after(replica, metrics, before, most_samples)
-            after[replica.id] = track
-            progress = progress.plus(track.progress_since(before, Work.of(fresh).times(each)))
-            samples += fresh
+            track = after[replica.id] = Track.after(replica, metrics, before)
+            chosen, each = unseen(metrics.samples, before, most)
+            steps += chosen
+            times += [each] * len(chosen)
+            passed.append(track.since(before))
         elif before is not None:
             after[replica.id] = before
-    return after, progress, tuple(samples)
+    rows = np.array(steps, dtype=np.float64).reshape(-1, len(StepSample._fields))
+    replica_s, busy_s, queries, hits = map(sum, zip(*passed, strict=True))
+    progress = Progress(
+        work=Work.of(rows, np.array(times)),
+        replica_seconds=replica_s,
+        busy_seconds=busy_s,
+        prefix_queries=queries,
+        prefix_hits=hits,
+    )
+    return after, progress, rows
 
 
 def _reporting(observation: Observation, window: Window) -> tuple[Replica, ...]:
@@ -281,8 +299,8 @@ def _signals(
         for key, requests in metrics.in_flight.items():
             in_flight[key] = in_flight.get(key, 0.0) + requests
     held = sum(metrics.held for metrics in gateways.values())
-    served = [engines[replica.id] for replica in observation.replicas if replica.id in engines]
-    waiting, running = sum(m.waiting for m in served), sum(m.running for m in served)
+    served = [_SERVED(engines[replica.id]) for replica in observation.replicas if replica.id in engines]
+    waiting, running, backlog, usage, blocks = zip(*served, strict=True) if served else ((0.0,),) * 5
     arrived = any(counted.arrived > 0 for counted in delta.values())
     total, seen_s = window.total, window.seen_s
     work, peak = total.progress.work, window.busiest
@@ -295,16 +313,16 @@ def _signals(
         classes=classes,
         arrivals_per_s=sum(c.arrivals_per_s for c in classes.values()) if seen_s > 0 else None,
         output_tokens_per_s=work.decode_tokens / seen_s if seen_s > 0 else None,
-        active=not complete or arrived or waiting + running + held + sum(in_flight.values()) > 0,
-        waiting=waiting,
-        running=running,
+        active=not complete or arrived or sum(waiting) + sum(running) + held + sum(in_flight.values()) > 0,
+        waiting=sum(waiting),
+        running=sum(running),
         held=held,
-        prefill_backlog=sum(m.prefill_backlog for m in served),
+        prefill_backlog=sum(backlog),
         in_flight=sum(in_flight.values()),
-        kv_usage=max((m.kv_usage for m in served), default=0),
-        num_serving=sum(1 for r in observation.with_phase(Phase.READY) if r.id in engines),
-        kv_held=sum(m.kv_usage * m.kv_blocks for m in served),
-        kv_blocks=min((m.kv_blocks for m in served), default=0),
+        kv_usage=max(usage),
+        num_serving=sum(1 for r in observation.replicas if r.phase is Phase.READY and r.id in engines),
+        kv_held=sum(map(mul, usage, blocks)),
+        kv_blocks=min(blocks),
         utilisation=total.progress.utilisation,
         decode_sequences=peak.sequences,
         context_tokens=peak.context,

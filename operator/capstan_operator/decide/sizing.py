@@ -65,10 +65,10 @@ class Feedback(Value):
         return min(_LARGEST_FEEDBACK, _FEEDBACK_GAIN * max(0.0, self.unexplained - _FEEDBACK_SLACK * allowed))
 
 
-def margin(feedback: Feedback, allowed: float, history_s: float, startup_s: float | None) -> float:
+def margin(feedback: Feedback, allowed: float, history_s: float, startup_s: float) -> float:
     """By how much a real fleet must be larger than the virtual one that sufficed; `allowed` is a share of requests."""
     short = _HISTORY_MARGIN * math.sqrt(_HISTORY_S / (_HISTORY_S + history_s))
-    slow = _STARTUP_MARGIN_PER_S * (USUAL_STARTUP_S if startup_s is None else startup_s)
+    slow = _STARTUP_MARGIN_PER_S * startup_s
     return (1 + feedback.margin(allowed)) * (1 + short + slow)
 
 
@@ -90,11 +90,17 @@ class Sizing:
     names: tuple[str, ...]
     sizes: Array
     misses: Misses
+    rise: float = 1.0
+    """Of the margin, the factor by which the load is about to grow as it does at this hour."""
 
     def missed(self, replicas: int) -> dict[str, float]:
         """Per class, the share that so many replicas would have missed, judged with the margin."""
-        fleet = (replicas + _TOLERANCE) / self.margin
+        fleet = self.fleet(replicas)
         return {name: _share(self.misses.shares[k], self.sizes, fleet) for k, name in enumerate(self.names)}
+
+    def fleet(self, replicas: int) -> float:
+        """The size of the virtual fleet that stands for so many real replicas."""
+        return (replicas + _TOLERANCE) / self.margin
 
 
 def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float) -> Sizing:

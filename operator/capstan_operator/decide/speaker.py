@@ -10,7 +10,7 @@ from functools import cached_property
 from capstan_api.limits import BatchLimits
 from capstan_api.status import DecisionAction, DecisionStatus
 from capstan_operator.decide.batch_limits import Advice as LimitsAdvice
-from capstan_operator.decide.batch_limits import LimitsMemory
+from capstan_operator.decide.limits_memory import LimitsMemory
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.render import Release
 from capstan_operator.decide.replicas import Advice as ReplicasAdvice
@@ -43,9 +43,9 @@ class Speaker:
                 reason, because = "RolledBack", failure
             message = f"{because}: revision {memory.revision} → {revision}"
             changes.append(self._said(DecisionAction.ROLL, reason, message, memory.revision, revision))
-        if limits is not None and limits.previous is not None and limits.memory.limits is not None:
-            old, new = _limits(limits.previous), _limits(limits.memory.limits)
-            changes.append(self._said(DecisionAction.SET_LIMITS, limits.memory.reason, limits.memory.message, old, new))
+        if limits is not None and (change := limits.change) is not None:
+            old, new = _limits(change.old), _limits(change.new)
+            changes.append(self._said(DecisionAction.SET_LIMITS, change.reason, change.message, old, new))
         return tuple(changes)
 
     def hold(self, wanted: int, count: ReplicasAdvice, last: DecisionStatus | None) -> DecisionStatus:

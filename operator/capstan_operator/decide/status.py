@@ -4,6 +4,8 @@ Knows no writer: whether a status is new enough to be written is the shell's que
 changes only with its status, so that a world at rest gives the same status again.
 """
 
+from functools import lru_cache
+
 from capstan_api import names
 from capstan_api.limits import BatchLimits, LimitsState
 from capstan_api.spec import Mode, Slo
@@ -15,6 +17,7 @@ from capstan_api.status import (
     DecisionStatus,
     EffectiveBatchLimits,
     InferenceDeploymentStatus,
+    LimitsOnTrial,
     SloStatus,
     StartupPhaseStatus,
     StartupStatus,
@@ -22,7 +25,9 @@ from capstan_api.status import (
     summarize,
 )
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide.conditions import Scene, findings
+from capstan_operator.decide.canary import Trial
+from capstan_operator.decide.conditions import Finding, Scene, findings
+from capstan_operator.decide.demand import Demand
 from capstan_operator.decide.ledger import Ledger, Transition, quantile
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
@@ -44,6 +49,7 @@ def report(
     *,
     said: DecisionStatus,
     overdue: tuple[Replica, ...],
+    demand: Demand | None,
     now: float,
 ) -> tuple[Memory, InferenceDeploymentStatus]:
     """The status, and the memory with the conditions' transitions noted."""
@@ -52,7 +58,7 @@ def report(
     ready, wanted = phases.count(Phase.READY), memory.replicas.wanted or 0
     results = [_slo_status(slo, signals, ledger) for slo in spec.slos]
     effective = _effective(observation, memory, spec.scaling.mode)
-    scene = Scene(deployment, observation, memory, signals, plan, tuple(results), said, overdue, now)
+    scene = Scene(deployment, observation, memory, signals, plan, tuple(results), said, overdue, demand, now)
     found = findings(scene)
     transitions = {kind: _transition(ledger.transitions.get(kind), f.status, now) for kind, f in found.items()}
     memory = memory.model_copy(update={"ledger": ledger.model_copy(update={"transitions": transitions})})
@@ -82,14 +88,7 @@ def report(
         recommendation=memory.recommendation,
         endpoint=observation.endpoint,
         conditions=[
-            Condition(
-                type=kind,
-                status=finding.status,
-                reason=finding.reason,
-                message=finding.message[:_LONGEST_MESSAGE],
-                last_transition_time=rfc3339(transitions[kind].since),
-                observed_generation=newest if kind in _OF_THE_NEWEST else generation,
-            )
+            _condition(kind, finding, transitions[kind].since, newest if kind in _OF_THE_NEWEST else generation)
             for kind, finding in found.items()
         ],
         summary=summarize(
@@ -97,6 +96,19 @@ def report(
         ),
     )
     return memory, status
+
+
+@lru_cache(maxsize=1024)
+def _condition(kind: ConditionType, finding: Finding, since: float, generation: int) -> Condition:
+    """Most conditions are those of the turn before, word for word."""
+    return Condition(
+        type=kind,
+        status=finding.status,
+        reason=finding.reason,
+        message=finding.message[:_LONGEST_MESSAGE],
+        last_transition_time=rfc3339(since),
+        observed_generation=generation,
+    )
 
 
 def _transition(before: Transition | None, status: ConditionStatus, now: float) -> Transition:
@@ -126,14 +138,30 @@ def _effective(observation: Observation, memory: Memory, mode: Mode) -> Effectiv
     return EffectiveBatchLimits(
         max_sequences=limits.max_sequences,
         max_batched_tokens=limits.max_batched_tokens,
-        applied_replicas=sum(1 for r in ready if r.limits is not None and _applied(r.limits, limits, memory, mode)),
+        applied_replicas=sum(
+            1 for r in ready if r.limits is not None and _applied(r.id, r.limits, limits, memory, mode)
+        ),
         last_change_time=rfc3339(changed_at) if changed_at is not None else None,
         reason="ModeShadow" if mode is Mode.SHADOW else memory.limits.message or memory.limits.reason,
+        on_trial=_on_trial(memory.limits.canary.trial) if mode is not Mode.SHADOW else None,
     )
 
 
-def _applied(state: LimitsState, limits: BatchLimits, memory: Memory, mode: Mode) -> bool:
-    return state.limits == limits if mode is Mode.SHADOW else memory.limits.allows(state.limits, state.envelope)
+def _on_trial(trial: Trial | None) -> LimitsOnTrial | None:
+    if trial is None:
+        return None
+    return LimitsOnTrial(
+        replica=trial.replica,
+        max_sequences=trial.limits.max_sequences,
+        max_batched_tokens=trial.limits.max_batched_tokens,
+        since=rfc3339(trial.since),
+    )
+
+
+def _applied(replica: str, state: LimitsState, limits: BatchLimits, memory: Memory, mode: Mode) -> bool:
+    return (
+        state.limits == limits if mode is Mode.SHADOW else memory.limits.allows(replica, state.limits, state.envelope)
+    )
 
 
 def _startup(ledger: Ledger) -> StartupStatus:

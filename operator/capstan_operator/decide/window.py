@@ -4,22 +4,26 @@ Holds differences of counters only; judging them is `judgement`'s work and readi
 a handful of slots however often it is looked at, and one track for each replica.
 """
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 from pydantic import Field
 
+from capstan_operator.decide.curve import Array
 from capstan_operator.decide.observation import (
     ClassCounters,
     EngineMetrics,
     GatewayMetrics,
     Replica,
     StepSample,
-    believable,
 )
 from capstan_operator.decide.values import Value
 
 _NUM_SLOTS = 8
 _HITS_HALF_LIFE_S = 60.0
+_NOTHING = (0.0, 0.0, 0.0, 0.0)
 
 
 class Work(Value):
@@ -31,30 +35,15 @@ class Work(Value):
     decode_tokens: float = 0
 
     @classmethod
-    def of(cls, samples: Iterable[StepSample]) -> "Work":
-        samples = tuple(samples)
-        return cls(
-            seconds=sum(s.seconds for s in samples),
-            sequence_seconds=sum(s.seconds * s.decode_sequences for s in samples),
-            context_seconds=sum(s.seconds * s.context_tokens for s in samples),
-            decode_tokens=sum(s.decode_sequences for s in samples),
-        )
+    def of(cls, steps: Array, times: Array) -> "Work":
+        """The sums over `steps` [N, 7], samples as rows, each of which stands for `times` [N] steps."""
+        # Columns as in `StepSample`: 2 the seconds, 4 and 5 the sequences and their context.
+        seconds = times * steps[:, 2]
+        total = (seconds.sum(), seconds @ steps[:, 4], seconds @ steps[:, 5], times @ steps[:, 4])
+        return cls(**dict(zip(cls.model_fields, map(float, total), strict=True)))
 
-    def times(self, factor: float) -> "Work":
-        return Work(
-            seconds=factor * self.seconds,
-            sequence_seconds=factor * self.sequence_seconds,
-            context_seconds=factor * self.context_seconds,
-            decode_tokens=factor * self.decode_tokens,
-        )
-
-    def plus(self, other: "Work") -> "Work":
-        return Work(
-            seconds=self.seconds + other.seconds,
-            sequence_seconds=self.sequence_seconds + other.sequence_seconds,
-            context_seconds=self.context_seconds + other.context_seconds,
-            decode_tokens=self.decode_tokens + other.decode_tokens,
-        )
+    def plus(self, *others: "Work") -> "Work":
+        return Work.model_construct(None, **_summed(_WORK, self, *others))
 
     @property
     def sequences(self) -> float:
@@ -81,14 +70,9 @@ class Progress(Value):
     prefix_queries: float = 0
     prefix_hits: float = 0
 
-    def plus(self, other: "Progress") -> "Progress":
-        return Progress(
-            work=self.work.plus(other.work),
-            busy_seconds=self.busy_seconds + other.busy_seconds,
-            replica_seconds=self.replica_seconds + other.replica_seconds,
-            prefix_queries=self.prefix_queries + other.prefix_queries,
-            prefix_hits=self.prefix_hits + other.prefix_hits,
-        )
+    def plus(self, *others: "Progress") -> "Progress":
+        work = self.work.plus(*(other.work for other in others))
+        return Progress.model_construct(None, work=work, **_summed(_PROGRESS, self, *others))
 
     @property
     def utilisation(self) -> float | None:
@@ -100,6 +84,16 @@ class Progress(Value):
         return min(1.0, self.prefix_hits / self.prefix_queries) if self.prefix_queries > 0 else None
 
 
+_WORK: Final = tuple(Work.model_fields)
+_PROGRESS: Final = tuple(Progress.model_fields)[1:]
+
+
+def _summed(names: Sequence[str], *values: Value) -> dict[str, float]:
+    """The sums of these fields."""
+    rows = map(attrgetter(*names), values)
+    return dict(zip(names, map(sum, zip(*rows, strict=True)), strict=True))
+
+
 class Slot(Value):
     """What came between two moments."""
 
@@ -108,18 +102,16 @@ class Slot(Value):
     classes: dict[str, ClassCounters] = Field(default_factory=dict)
     progress: Progress = Progress()
 
-    def plus(self, later: "Slot") -> "Slot":
+    def plus(self, *later: "Slot") -> "Slot":
+        slots = (self, *later)
+        names = sorted({name for slot in slots for name in slot.classes})
         none = ClassCounters()
-        names = sorted({*self.classes, *later.classes})
-        return Slot(
-            start=self.start,
-            end=later.end,
-            classes={name: self.classes.get(name, none).plus(later.classes.get(name, none)) for name in names},
-            progress=self.progress.plus(later.progress),
-        )
+        classes = {name: none.plus(*(slot.classes[name] for slot in slots if name in slot.classes)) for name in names}
+        progress = self.progress.plus(*(slot.progress for slot in later))
+        return Slot.model_construct(start=self.start, end=slots[-1].end, classes=classes, progress=progress)
 
 
-class Track(Value):
+class Track(NamedTuple):
     """The last believable counters of one replica."""
 
     created_at: float
@@ -134,57 +126,70 @@ class Track(Value):
     prefix_hits: float = 0
     recent_hits: float = 0
     """Prompt tokens found in the prefix cache, forgotten by half every `_HITS_HALF_LIFE_S`."""
+    slo_total: float = 0
+    slo_good: float = 0
+    ttft_good: float = 0
+    tpot_good: float = 0
 
     def is_of(self, replica: Replica) -> bool:
         """Whether it is the same process: another one under the same id counts from zero."""
-        return (self.created_at, self.restarts) == (replica.created_at, replica.restarts)
+        return self.created_at == replica.created_at and self.restarts == replica.restarts
 
     @classmethod
-    def after(
-        cls, replica: Replica, metrics: EngineMetrics, before: "Track | None", most_samples: int
-    ) -> tuple["Track", tuple[StepSample, ...], float]:
-        """The track after one more look, an even choice of the steps that it has not seen before, at most so many,
-        and how many steps each of them stands for.
-        """
-        stands_still = before is not None and metrics.heartbeat == before.heartbeat
-        recent_hits = 0.0
-        if before is not None and metrics.at >= before.at:
-            kept = 0.5 ** ((metrics.at - before.at) / _HITS_HALF_LIFE_S)
-            recent_hits = before.recent_hits * kept + max(0.0, metrics.prefix_hits - before.prefix_hits)
-        last_step = before.last_step if before is not None else 0
-        unseen = [s for s in metrics.samples if s.number > last_step]
-        every = -(-len(unseen) // most_samples) or 1
-        fresh = tuple(s for s in unseen[::-every] if believable(*s))[::-1]
-        track = cls(
-            created_at=replica.created_at,
-            restarts=replica.restarts,
-            at=metrics.at,
-            heartbeat=metrics.heartbeat,
-            advanced_at=before.advanced_at if before is not None and stands_still else metrics.at,
-            last_step=max((s.number for s in fresh), default=last_step),
-            busy_seconds=metrics.busy_seconds,
-            prefix_queries=metrics.prefix_queries,
-            prefix_hits=metrics.prefix_hits,
-            recent_hits=recent_hits,
+    def after(cls, replica: Replica, metrics: EngineMetrics, before: "Track | None") -> "Track":
+        """The track after one more look; `before` is that of the same process, if there was one."""
+        at, samples = metrics.at, metrics.samples
+        advanced_at, last_step, recent_hits = at, 0, 0.0
+        if before is not None:
+            last_step = before.last_step
+            if metrics.heartbeat == before.heartbeat:
+                advanced_at = before.advanced_at
+            if at >= before.at:
+                kept = 0.5 ** ((at - before.at) / _HITS_HALF_LIFE_S)
+                recent_hits = before.recent_hits * kept + max(0.0, metrics.prefix_hits - before.prefix_hits)
+        if samples:
+            last_step = max(last_step, samples[-1].number)
+        return cls(
+            replica.created_at,
+            replica.restarts,
+            at,
+            metrics.heartbeat,
+            advanced_at,
+            last_step,
+            metrics.busy_seconds,
+            metrics.prefix_queries,
+            metrics.prefix_hits,
+            recent_hits,
+            metrics.slo_total,
+            metrics.slo_good,
+            metrics.ttft_good,
+            metrics.tpot_good,
         )
-        return track, fresh, len(unseen) / len(fresh) if fresh else 1.0
 
-    def progress_since(self, before: "Track | None", work: Work) -> Progress:
-        """What the replica did since, `work` in its steps; counters that ran backwards count for nothing."""
+    def since(self, before: "Track | None") -> tuple[float, float, float, float]:
+        """Seconds, busy ones, prefix queries and hits; nothing when any of them ran backwards."""
         if before is None:
-            return Progress(work=work)
-        differences = (
+            return _NOTHING
+        passed = (
             self.at - before.at,
             self.busy_seconds - before.busy_seconds,
             self.prefix_queries - before.prefix_queries,
             self.prefix_hits - before.prefix_hits,
         )
-        if min(differences) < 0:
-            return Progress(work=work)
-        replica_s, busy_s, queries, hits = differences
-        return Progress(
-            work=work, busy_seconds=busy_s, replica_seconds=replica_s, prefix_queries=queries, prefix_hits=hits
-        )
+        return passed if min(passed) >= 0 else _NOTHING
+
+
+def unseen(samples: Sequence[StepSample], before: Track | None, most: int) -> tuple[Sequence[StepSample], float]:
+    """An even choice of the steps that are newer than the track, at most so many and oldest first, with how many
+    steps each of them stands for. What is not believable is left out.
+    """
+    last_step = before.last_step if before is not None else 0
+    if samples and samples[0].number <= last_step:
+        # An engine tells its steps in their order.
+        samples = samples[bisect_right(samples, last_step, key=attrgetter("number")) :]
+    every = -(-len(samples) // most) or 1
+    chosen = [sample for sample in samples[::-every] if sample.is_believable][::-1]
+    return chosen, len(samples) / len(chosen) if chosen else 1.0
 
 
 class Window(Value):
@@ -204,12 +209,7 @@ class Window(Value):
     @property
     def total(self) -> Slot:
         """Everything in the window."""
-        if not self.slots:
-            return Slot(start=0, end=0)
-        total = self.slots[0]
-        for slot in self.slots[1:]:
-            total = total.plus(slot)
-        return total
+        return self.slots[0].plus(*self.slots[1:]) if self.slots else Slot(start=0, end=0)
 
     @property
     def seen_s(self) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from capstan_api import names
 from capstan_api.engine_args import EngineArgs
 from capstan_api.fetch_args import FetchArgs
+from capstan_api.spec import Variant
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.world.kubernetes import sources
 from capstan_operator.world.kubernetes.container import (
@@ -114,8 +115,16 @@ def pod_spec(
             if spec.model.source.is_fetched
             else {}
         ),
-        "containers": [_engine(identity, installation, amounts, has_model_volume=model is not None)],
+        "containers": [
+            _engine(identity, installation, amounts | _devices(spec.variant), has_model_volume=model is not None)
+        ],
     }
+
+
+def _devices(variant: Variant) -> dict[str, str]:
+    """Extended resources; a node gives as much of them as is asked for and no more, so they are limits as well."""
+    accelerator = variant.resources.accelerator
+    return {accelerator.resource_name: str(accelerator.count)} if accelerator is not None else {}
 
 
 def _engine(
@@ -145,7 +154,8 @@ def _fetch(
         **({"envFrom": [{"secretRef": {"name": secret_name}}]} if secret_name else {}),
         # The progress is asked for where the engine's will be.
         "ports": [port("fetch", names.PORT_ENGINE_ADMIN)],
-        # The engine's own amounts: a pod needs the larger of the two, and equal ones keep it Guaranteed.
+        # The engine's own amounts: a pod needs the larger of the two, and equal ones keep it Guaranteed. No device is
+        # needed to fetch.
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
         "volumeMounts": mounts({"name": sources.VOLUME, "mountPath": sources.MOUNT}),
     }

@@ -59,7 +59,8 @@ class Gateways:
         self._wanted = True
         await self.keep(deployment)
         pods = self._pods()
-        await take([partial(self._tell, pod, revision, args) for pod in pods])
+        told = partial(take, [partial(self._tell, pod, revision, args) for pod in pods])
+        await self._patience("telling", told)
         alive = {phases.incarnation(pod, gateway.GATEWAY) for pod in pods}
         self._configured = {run: known for run, known in self._configured.items() if run in alive}
 

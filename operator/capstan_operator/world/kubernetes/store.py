@@ -107,6 +107,10 @@ class Store:
     def deployments(self) -> list[Key]:
         return list(self._shelves[INFERENCE_DEPLOYMENTS].objects)
 
+    def manifests(self) -> list[Manifest]:
+        """All InferenceDeployments as they were last seen."""
+        return list(self._shelves[INFERENCE_DEPLOYMENTS].objects.values())
+
     def pods(self, identity: Identity, component: Component) -> list[Manifest]:
         """Pods of one component that this very InferenceDeployment controls, by name."""
         return [

@@ -1,0 +1,106 @@
+"""What TTFT and TPOT every virtual fleet gives: of the requests that came, those above each of a few bounds.
+
+Kept beside the bank's misses and fed by the same queues, so that it is no second opinion. Newer requests weigh more:
+a count halves within half the look-back, and so one set of counts does where slots would take twenty. Knows no
+objective. The surprising idea: bounds lie a fixed ratio apart, and quantiles are interpolated on that scale, because
+what a reader wants to know of a latency is its order and its first digit.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from capstan_operator.decide.curve import Array, Curve
+from capstan_operator.decide.values import Value
+
+_NUM_BOUNDS, _RATIO = 16, 1.75
+_POWERS: Final[Array] = np.power(_RATIO, np.arange(_NUM_BOUNDS, dtype=np.float64))
+TTFT_S: Final[Array] = 0.02 * _POWERS
+TPOT_S: Final[Array] = 0.001 * _POWERS
+_LEAST_REQUESTS: Final = 1.0
+
+
+class Quantiles(Value):
+    """In seconds, interpolated; what is longer than the largest bound is that bound."""
+
+    median_s: float
+    tail_s: float
+    percentile: float
+    """Of `tail_s`: the one that the class's objective names."""
+
+
+class Latencies(Value):
+    """Counts of each class, in the bank's order, and of each bound and fleet."""
+
+    requests: tuple[float, ...] = ()
+    ttft: tuple[Curve, ...] = ()
+    """Of each class [G, F] requests above the bounds `TTFT_S`."""
+    tpot: Curve = b""
+    """[G, F] requests of all classes above the bounds `TPOT_S`."""
+
+    def after(self, requests: Sequence[float], ttft: Array, tpot: Array, kept: float) -> "Latencies":
+        """The counts after `requests` of each class, of which shares `ttft` [K, G, F] and `tpot` [G, F] were above the
+        bounds; `kept` is the share of the older ones that still counts.
+        """
+        before = self.ttft if len(self.ttft) == len(requests) else (b"",) * len(requests)
+        older = self.requests if len(self.requests) == len(requests) else (0.0,) * len(requests)
+        return Latencies.model_construct(
+            requests=tuple(kept * a + b for a, b in zip(older, requests, strict=True)),
+            ttft=tuple(
+                _bytes(kept * _counts(raw, rows.shape) + num * rows)
+                for raw, num, rows in zip(before, requests, ttft, strict=True)
+            ),
+            tpot=_bytes(kept * _counts(self.tpot, tpot.shape) + sum(requests) * tpot),
+        )
+
+    def of_ttft(self, k: int, sizes: Array, fleet: float, share: float) -> Quantiles | None:
+        """TTFT of the class at a fleet of this size; None without requests. `share` is that of the tail."""
+        if k >= len(self.requests) or self.requests[k] < _LEAST_REQUESTS:
+            return None
+        return _quantiles(TTFT_S, _at(self.ttft[k], sizes, fleet), self.requests[k], share)
+
+    def of_tpot(self, sizes: Array, fleet: float, share: float) -> Quantiles | None:
+        """TPOT of all classes, likewise: sequences of all classes share their steps."""
+        if sum(self.requests) < _LEAST_REQUESTS:
+            return None
+        return _quantiles(TPOT_S, _at(self.tpot, sizes, fleet), sum(self.requests), share)
+
+
+def _bytes(counts: Array) -> bytes:
+    return counts.astype("<f4").tobytes()
+
+
+def _counts(raw: bytes, shape: tuple[int, ...]) -> Array:
+    """[G, F] Counts that were kept; none when they are of another number of fleets."""
+    known = np.frombuffer(raw, dtype="<f4").astype(np.float64)
+    return known.reshape(shape) if known.size == math.prod(shape) else np.zeros(shape)
+
+
+def _at(raw: bytes, sizes: Array, fleet: float) -> Array:
+    """[G] The counts of a fleet between two sizes. The first fleet is the real one, which has no size of its own."""
+    counts = _counts(raw, (_NUM_BOUNDS, len(sizes)))
+    place = np.interp(math.log(max(fleet, 1e-9)), np.log(sizes[1:]), np.arange(1, len(sizes)))
+    low = math.floor(place)
+    high = min(low + 1, len(sizes) - 1)
+    return np.asarray(counts[:, low] + (place - low) * (counts[:, high] - counts[:, low]))
+
+
+def _quantiles(bounds: Array, above: Array, requests: float, share: float) -> Quantiles:
+    return Quantiles(
+        median_s=_quantile(bounds, above, requests, 0.5),
+        tail_s=_quantile(bounds, above, requests, share),
+        percentile=100 * share,
+    )
+
+
+def _quantile(bounds: Array, above: Array, requests: float, share: float) -> float:
+    """The latency that `share` of the requests stay below."""
+    permitted = (1 - share) * requests
+    if above[-1] > permitted:
+        return float(bounds[-1])
+    index = int((above <= permitted).argmax())
+    over, under = float(above[index - 1]) if index else requests, float(above[index])
+    part = (over - permitted) / (over - under) if over > under else 1.0
+    return float(bounds[index] * _RATIO ** (part - 1))
