@@ -32,7 +32,7 @@ VLLM = Environment(
     ),
     takes="6 GB",
 )
-_START_TIMEOUT_S = 600
+_START_TIMEOUT_S = 1200
 _END_TIMEOUT_S = 30
 
 

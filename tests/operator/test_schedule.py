@@ -134,7 +134,7 @@ def test_where_windows_overlap_the_highest_of_each_kind_holds() -> None:
 
 
 def test_an_accelerator_budget_bounds_mode_auto_and_goes_before_every_minimum() -> None:
-    left, at = Allowance(budget="h100", replicas=2), utc("2026-11-21 08:30")
+    left, at = Allowance(budget="h100", replicas=2, most=8), utc("2026-11-21 08:30")
     peak = schedule(min_replicas=3)
     assert between(scaling(peak), at, left) == (2, 2)
     assert between(scaling(peak, mode=Mode.SHADOW), at, left) == (3, 4)
