@@ -64,6 +64,10 @@ def test_it_is_of_no_use_before_it_saw_prefill_and_decode() -> None:
     assert EngineModel().learn(samples(100)).is_usable
 
 
+def test_one_portion_is_enough_to_know_how_far_it_is_off() -> None:
+    assert EngineModel().learn(samples(100)).error < EngineModel().error / 2
+
+
 @given(
     st.lists(
         st.builds(

@@ -169,8 +169,8 @@ def samples(count: int = 60, start: int = 1, costs: tuple[float, ...] = STEP_COS
 
 
 def taught(costs: tuple[float, ...] = STEP_COSTS) -> EngineModel:
-    """A model of such steps, learnt in two portions: how far one is off shows at what comes after it."""
-    return EngineModel().learn(samples(60, costs=costs)).learn(samples(60, 61, costs))
+    """A model that has seen such steps."""
+    return EngineModel().learn(samples(120, costs=costs))
 
 
 def learnt(of: InferenceDeployment, wanted: int = 1, **fields: Any) -> Memory:

@@ -27,6 +27,7 @@ _SMALLEST_ERROR = 0.03
 # Shares what collinear features explain evenly between them; four digits below what the data says otherwise.
 _RIDGE = 1e-4
 _ERROR_SHARE = 0.02
+_FIRST_BATCH: Final = 32
 _BATCH: Final = 128
 # Of anything in one step: values beyond are damage or malice.
 _LARGEST_COUNT: Final = 1e9
@@ -69,8 +70,10 @@ class EngineModel(Value):
         # The number of a step and its time say nothing of its cost.
         steps = np.asarray(samples, dtype=np.float64).reshape(-1, 2 + _NUM_FEATURES)[:, 2:]
         model = self
-        for start in range(0, len(steps), _BATCH):
-            model = model._after(steps[start : start + _BATCH])
+        while len(steps):
+            # How far a model is off can only be told of one that predicts: the sooner, the better.
+            size = _BATCH if model.is_usable else _FIRST_BATCH
+            model, steps = model._after(steps[:size]), steps[size:]
         return model
 
     def _after(self, steps: Array) -> "EngineModel":
