@@ -29,7 +29,7 @@ from capstan_sim.simulation import Record
 from capstan_sim.what_if import LAW, REPLICAS_ONLY
 
 DEFAULT_CASES = ("az-conv", "sg-large", "sg-mid", "mc-syn")
-WHOLE, LIMITS = "whole law", "limits"
+WHOLE, LIMITS = "nothing", "limits"
 Without = tuple[ModuleType, str, Any]
 PARTS: dict[str, tuple[Without, ...]] = {
     # Misses that the bank did not tell widen the margin.
@@ -101,7 +101,7 @@ def table(rows: dict[Job, Row], cold_start_s: float) -> str:
     lines = [
         f"Cold start {cold_start_s:g} s: attainment %/GPU-hours/scale events/violation-minutes",
         "",
-        "|" + "|".join(["without", *cases, "total GPU-h/events/violation-minutes"]) + "|",
+        "|" + "|".join(["left out", *cases, "total GPU-h/events/violation-minutes"]) + "|",
         "|" + "---|" * (len(cases) + 2),
     ]
     for part in dict.fromkeys(job.part for job in jobs):
@@ -146,7 +146,7 @@ def main() -> None:
         for future in as_completed(running):
             job = running[future]
             found[job] = future.result()
-            print(f"{len(found)}/{len(jobs)} {job.case} without {job.part} at {job.cold_start_s:g} s", flush=True)
+            print(f"{len(found)}/{len(jobs)} {job.case} at {job.cold_start_s:g} s, left out: {job.part}", flush=True)
     # In the order of the question, not of the answers.
     rows = {job: found[job] for job in jobs}
     tables = [table(rows, cold_start_s) for cold_start_s in dict.fromkeys(job.cold_start_s for job in jobs)]

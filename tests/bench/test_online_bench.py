@@ -103,7 +103,7 @@ async def test_a_server_is_started_asked_and_judged(tmp_path: Path) -> None:
         contestant = Contestant(address)
         tried = await contestant.trial(9, seconds=2, rounds=1)
         texts = await contestant.beginnings()
-        assert await contestant.served_per_s(1, texts=7) > 0
+        assert await contestant.served_per_s(1) > 0
     assert tried.summary.completed == tried.summary.requests > 0
     assert tried.figures.ttft_ms.p95 is not None
     assert tried.goodput == tried.figures.good / 2
