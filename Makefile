@@ -54,12 +54,14 @@ test-cluster: setup ## Run the tests that need a Kubernetes cluster, built where
 	  SELECT='e2e and not gpu$(if $(FULL),, and not slow)' .ci/test cluster
 
 .PHONY: bench
-bench: setup ## Measure the engine on CPU against llama.cpp and transformers
+bench: setup ## Measure the engine on CPU against llama.cpp, transformers and vLLM
 	@$(BIN)/python tests/bench/cpu.py --rounds 2
+	@$(BIN)/python tests/bench/online.py
 
 .PHONY: bench-gpu
-bench-gpu: setup ## Measure the kernels on this machine's GPU
+bench-gpu: setup ## Measure the kernels and the engine on this machine's GPU
 	@$(BIN)/python tests/bench/kernels.py
+	@$(BIN)/python tests/bench/engine.py
 
 .PHONY: cluster
 cluster: setup ## Start a Kubernetes cluster of its own on this machine and say how to use it

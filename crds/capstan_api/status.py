@@ -142,6 +142,9 @@ class UsageStatus(Contract):
     """What was spent."""
 
     replica_hours: str = Field(default="0", description="Sum of all replicas' running time, a decimal number.")
+    accelerator_hours: str = Field(
+        default="0", description="Replica hours times the accelerators of one replica; 0 on processors only."
+    )
     cost: str = Field(default="0", description="Replica hours times costPerHour, a decimal number.")
     since: Timestamp | None = Field(default=None, description="Start of the count, RFC 3339 in UTC.")
 

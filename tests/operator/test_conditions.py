@@ -159,6 +159,16 @@ def test_what_ran_while_nobody_looked_is_counted() -> None:
     assert decision.memory.ledger.replica_hours - before.replica_hours == pytest.approx(2 + 1 / 60)
 
 
+@pytest.mark.parametrize(("resources", "each"), [({}, 0), ({"accelerator": {"count": 4}}, 4)])
+def test_hours_of_accelerators_are_those_of_all_that_a_replica_has(resources: dict[str, Any], each: int) -> None:
+    of = deployment(variants=[{"name": "it", "resources": resources}])
+    memory = Memory.restored(decided(of, replica(of)).memory.durable())
+    later = NOW + 3600
+    usage = decide(of, observation(of, replica(of), at=later), memory, later).status.usage
+    assert float(usage.replica_hours) > 0.9
+    assert float(usage.accelerator_hours) == pytest.approx(each * float(usage.replica_hours), abs=1e-3)
+
+
 def test_an_operator_that_was_away_does_not_put_to_sleep_at_once() -> None:
     of = deployment(scaling={"minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 60}})
     stale = Memory.restored(decided(of, replica(of)).memory.durable())

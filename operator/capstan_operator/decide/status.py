@@ -64,6 +64,7 @@ def report(
     memory = memory.model_copy(update={"ledger": ledger.model_copy(update={"transitions": transitions})})
     generation, fault = deployment.metadata.generation, observation.configuration_fault
     newest = max(generation, fault.generation) if fault is not None else generation
+    accelerator = spec.variant.resources.accelerator
     status = InferenceDeploymentStatus(
         observed_generation=newest,
         replicas=len(phases),
@@ -80,6 +81,7 @@ def report(
         startup=_startup(ledger),
         usage=UsageStatus(
             replica_hours=f"{ledger.replica_hours:.4f}",
+            accelerator_hours=f"{ledger.replica_hours * (accelerator.count if accelerator else 0):.4f}",
             cost=f"{ledger.replica_hours * float(spec.variant.cost_per_hour):.4f}",
             since=rfc3339(ledger.since) if ledger.since is not None else None,
         ),
