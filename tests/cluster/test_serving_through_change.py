@@ -1,10 +1,14 @@
-"""On a real node: rollouts, scale-down, an operator that dies and an API server that is away lose no request."""
+"""On a real node no request is lost: not by rollouts, also those that fail, nor by scaling down and up, also from
+zero, nor by an operator that dies or an API server that is away.
+"""
 
 import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import openai
 import pytest
 
 from cluster.cluster import Cluster
@@ -21,6 +25,8 @@ NUM_ROLLOUTS, NUM_STREAMS = (20, 2000) if FULL else (2, 1)
 CLIENTS = 6
 OUTAGE_S = 600 if FULL else 30
 SMALL = [{"name": "cpu", "precision": "BFloat16", "resources": {"cpuMillicores": 300}}]
+# More than any node has.
+HUGE = [{"name": "cpu", "precision": "BFloat16", "resources": {"cpuMillicores": 900_000}}]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +51,22 @@ async def test_rollouts_under_load_lose_no_stream(deployed: Deployed, progress: 
             await _until(deployed, lambda status, old=before: _rolled(status, old), "rolled out")
     progress(f"{number} rollouts: {streams.whole} whole streams, {streams.hurt or 'none'} hurt")
     assert streams.hurt == {}
+
+
+async def test_a_revision_that_never_becomes_ready_is_rolled_back(deployed: Deployed, progress: Progress) -> None:
+    await _until(deployed, lambda _: len(deployed.pods()) == 1, "alone")
+    [serving] = deployed.pods()
+    async with streaming(deployed.url(), "capstan-tiny", CLIENTS) as streams:
+        deployed.patch(variants=HUGE, rollout={"progressDeadlineSeconds": 10})
+        await _until(deployed, lambda status: _reason(status, "RolloutHealthy") == "RolledBack", "rolled back")
+        await _until(deployed, lambda _: len(deployed.pods()) == 1, "alone again")
+    progress(f"a rollback: {streams.whole} whole streams, {streams.hurt or 'none'} hurt")
+    assert streams.whole > 0
+    assert streams.hurt == {}
+    assert [pod["metadata"]["uid"] for pod in deployed.pods()] == [serving["metadata"]["uid"]]
+    # Once the specification says again what runs, nothing is left to complain of.
+    deployed.patch(variants=SMALL)
+    await _until(deployed, lambda status: _reason(status, "RolloutHealthy") == "Stable", "healthy again")
 
 
 async def test_a_scale_down_drains_its_victim_though_the_operators_die_meanwhile(
@@ -82,6 +104,24 @@ async def test_clients_do_not_notice_that_the_api_server_is_away(
     assert streams.hurt == {}
     await _until(deployed, lambda status: status.get("readyReplicas") == 1, "1 replica ready")
     assert {pod["metadata"]["uid"] for pod in deployed.pods()} == before
+
+
+async def test_shadow_only_recommends_and_zero_wakes_for_a_held_request(deployed: Deployed, progress: Progress) -> None:
+    deployed.patch(scaling={"mode": "Shadow", "minReplicas": 2})
+    await _until(deployed, lambda status: status.get("recommendation", {}).get("toValue") == 2, "recommended")
+    assert len(deployed.pods()) == 1
+
+    deployed.patch(scaling={"mode": "Auto", "minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 5}})
+    await _until(deployed, lambda _: deployed.pods() == [], "at zero")
+    client = openai.AsyncOpenAI(base_url=f"{deployed.url()}/v1", api_key="none", max_retries=0)
+    began = time.monotonic()
+    answer = await client.completions.create(model="capstan-tiny", prompt="Once upon a time", max_tokens=8)
+    assert answer.choices[0].text
+    progress(f"from zero: answered after {time.monotonic() - began:.1f} s")
+
+
+def _reason(status: dict[str, Any], kind: str) -> str | None:
+    return next((each["reason"] for each in status["conditions"] if each["type"] == kind), None)
 
 
 def _rolled(status: dict[str, object], old: str) -> bool:

@@ -129,14 +129,15 @@ async def test_what_is_left_of_another_version_is_not_continued(bucket: FakeBuck
 async def test_a_killed_fetcher_leaves_no_model_and_the_next_one_goes_on(hub: FakeHub, tmp_path: Path) -> None:
     config = tmp_path / "fetch.json"
     config.write_text(hub_args(hub, tmp_path / "cache/model", connections=2).model_dump_json())
-    offset = 0
+    partial = tmp_path / "cache/.model.partial/model.safetensors"
     for after in (700_000, 750_000, 800_000):
+        before = size_of(partial)
         hold = Fault("hold", after=after, path="model.safetensors")
         hub.faults.clear()
         hub.faults.append(hold)
         child = await fetcher(config)
         await hold.reached.wait()
-        offset = await _grown(tmp_path / "cache/.model.partial/model.safetensors", beyond=offset)
+        await _grown(partial, beyond=before)
         child.kill()
         assert await child.wait() == -signal.SIGKILL
         hold.release.set()
@@ -186,10 +187,10 @@ async def test_a_wrong_configuration_is_one_line(tmp_path: Path, config: str, li
     assert errors.count(b"\n") == 1
 
 
-async def _grown(path: Path, beyond: int) -> int:
-    """The size of the file, once it is larger: what a server has sent reaches the disk a little later."""
+async def _grown(path: Path, beyond: int) -> None:
+    """Return once the file is larger: what a server has sent reaches the disk a little later."""
     for _ in range(500):
-        if (size := size_of(path)) > beyond:
-            return size
+        if size_of(path) > beyond:
+            return
         await asyncio.sleep(0.01)
     raise AssertionError(f"{path} has not grown beyond {beyond} bytes")
