@@ -1,6 +1,6 @@
 """Builds the local base images out of the packages of the Debian that this machine runs, without a registry.
 
-The stand-in for the public bases of the Dockerfiles. A base is one layer: packages are fetched by apt against an empty
+The stand-in for the public bases of the Dockerfile. A base is one layer: packages are fetched by apt against an empty
 system, and their files are copied straight into a tar with fixed times and owners. No package's script is run and no
 file system is unpacked, so it takes seconds where a debootstrap takes minutes, and it yields what is wanted at run
 time: Python, its libraries and certificates, and neither shell nor package manager. The little that the scripts would

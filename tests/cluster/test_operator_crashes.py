@@ -62,6 +62,13 @@ class Audit:
             if sum(self.pods.values()) < self.at_least:
                 self.violations.append(f"{sum(self.pods.values())} ready, at least {self.at_least}")
 
+    async def knows(self, site: Site, name: str) -> object:
+        """True once the watch has told what a list tells: it may be behind, and the past must not be judged by new
+        bounds.
+        """
+        listed = {pod["metadata"]["uid"]: is_ready(pod) for pod in await site.pods(name)}
+        return True if listed == self.pods else f"watched {self.pods}, listed {listed}"
+
 
 @dataclass
 class Worker:
@@ -118,9 +125,11 @@ class Worker:
             await until(what, self.site.is_empty, CONVERGES_WITHIN_S)
         else:
             await until(what, lambda: self.site.is_converged(self.name, self.replicas), CONVERGES_WITHIN_S)
+        self.took_s.append(time.monotonic() - began)
+        await until("the audit is up to date", lambda: self.audit.knows(self.site, self.name), CONVERGES_WITHIN_S)
+        if step != "delete":
             self.audit.at_most = max(1, self.replicas) + SURGE
             self.audit.at_least = 1
-        self.took_s.append(time.monotonic() - began)
 
     async def _scale(self, replicas: int) -> None:
         self.replicas = replicas
@@ -180,7 +189,7 @@ async def _worker(
         auditing = asyncio.create_task(worker.audit.run(site))
         for cycle in cycles:
             await worker.cycle(*cycle)
-            assert not worker.audit.violations
+            assert not worker.audit.violations, cycle
             assert not process.breakages()
             assert not auditing.done()
         auditing.cancel()
