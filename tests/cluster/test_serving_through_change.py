@@ -108,7 +108,7 @@ async def test_clients_do_not_notice_that_the_api_server_is_away(
 
 async def test_shadow_only_recommends_and_zero_wakes_for_a_held_request(deployed: Deployed, progress: Progress) -> None:
     deployed.patch(scaling={"mode": "Shadow", "minReplicas": 2})
-    await _until(deployed, lambda status: status.get("recommendation", {}).get("toValue") == 2, "recommended")
+    await _until(deployed, lambda status: status.get("recommendation", {}).get("toValue") == "2", "recommended")
     assert len(deployed.pods()) == 1
 
     deployed.patch(scaling={"mode": "Auto", "minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 5}})
