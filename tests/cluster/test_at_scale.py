@@ -48,7 +48,7 @@ class Figures:
         return every - self.total(_REQUESTS, resource="leases")
 
     def turn_s(self, quantile: float) -> float | None:
-        """Upper bound of the bucket of the histogram that the quantile of turns lies in, in seconds; None beyond all."""
+        """Upper bound of the bucket that the quantile of turns lies in, in seconds; None beyond all buckets."""
         name = "capstan_operator_reconcile_seconds_bucket"
         buckets = sorted((float(dict(have)["le"]), v) for (n, have), v in self._moved.items() if n == name)
         wanted = quantile * buckets[-1][1]
