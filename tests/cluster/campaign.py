@@ -5,6 +5,7 @@ CAPSTAN_CAMPAIGNS=full. The resource is in mode Manual: on simulated nodes nothi
 number is what the operator must come to.
 """
 
+import asyncio
 import json
 import os
 import time
@@ -211,6 +212,26 @@ async def site(plane: EmbeddedCluster, api: Direct, name: str) -> AsyncIterator[
     await api.must("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     yield Site(api, name)
     await api.must("DELETE", f"/api/v1/namespaces/{name}")
+
+
+async def until_collected(plane: EmbeddedCluster, api: Direct) -> None:
+    """Return once the cluster collects what belongs to deleted resources.
+
+    Its collector looks for new kinds every half minute; until it has found ours, what we own outlives us.
+    """
+    async with site(plane, api, "collected") as empty:
+        owner = await empty.declare(resource("owner", 0))
+        reference = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": "owner",
+            "uid": owner["metadata"]["uid"],
+        }
+        path = f"/api/v1/namespaces/{empty.namespace}/configmaps"
+        await api.must("POST", path, {"metadata": {"name": "child", "ownerReferences": [reference]}})
+        await empty.delete("owner")
+        while (await api.send("GET", f"{path}/child"))[0] != 404:
+            await asyncio.sleep(0.2)
 
 
 def install_kind(plane: EmbeddedCluster) -> None:

@@ -78,6 +78,8 @@ class Worker:
     site: Site
     proxy: FaultProxy
     operator: OperatorProcess
+    collects: asyncio.Future[None]
+    """Done once the cluster collects what belongs to deleted resources."""
     audit: Audit = field(default_factory=Audit)
     killed: Counter[tuple[str, Moment]] = field(default_factory=Counter)
     late: int = 0
@@ -118,6 +120,7 @@ class Worker:
         await self.operator.ended()
         if step == "delete":
             self.audit.at_least = 0
+            await self.collects
             await self.site.delete(self.name)
         await self.operator.start()
         began = time.monotonic()
@@ -160,8 +163,10 @@ async def test_killed_at_any_write_the_next_life_converges_within_30_s(
     campaign.install_kind(control_plane)
     began, cycles = time.monotonic(), iter(CYCLES[:NUM_CYCLES])
     async with campaign.direct(control_plane.kubeconfig) as api, asyncio.TaskGroup() as tasks:
+        collects = tasks.create_task(campaign.until_collected(control_plane, api))
         running = [
-            tasks.create_task(_worker(control_plane, api, tmp_path, number, cycles)) for number in range(NUM_WORKERS)
+            tasks.create_task(_worker(control_plane, api, tmp_path, number, cycles, collects))
+            for number in range(NUM_WORKERS)
         ]
     workers = [task.result() for task in running]
     killed = sum((w.killed for w in workers), Counter[tuple[str, Moment]]())
@@ -177,7 +182,12 @@ async def test_killed_at_any_write_the_next_life_converges_within_30_s(
 
 
 async def _worker(
-    plane: EmbeddedCluster, api: Direct, folder: Path, number: int, cycles: Iterator[tuple[int, int]]
+    plane: EmbeddedCluster,
+    api: Direct,
+    folder: Path,
+    number: int,
+    cycles: Iterator[tuple[int, int]],
+    collects: asyncio.Future[None],
 ) -> Worker:
     namespace, own = f"crashes-{number}", folder / str(number)
     own.mkdir()
@@ -186,7 +196,7 @@ async def _worker(
         proxy(plane.kubeconfig, own) as (broken, kubeconfig),
         operator(kubeconfig, own, [namespace]) as process,
     ):
-        worker = Worker(number, site, broken, process)
+        worker = Worker(number, site, broken, process, collects)
         auditing = asyncio.create_task(worker.audit.run(site))
         for cycle in cycles:
             await worker.cycle(*cycle)
