@@ -5,7 +5,6 @@ CAPSTAN_CAMPAIGNS=full. The resource is in mode Manual: on simulated nodes nothi
 number is what the operator must come to.
 """
 
-import asyncio
 import json
 import os
 import time
@@ -21,6 +20,7 @@ import aiohttp
 from capstan_api import names
 from capstan_operator.world.kubernetes.connection import connect
 from cluster.embedded import EmbeddedCluster
+from cluster.operator_process import until
 
 VARIABLE: Final = "CAPSTAN_CAMPAIGNS"
 ROOT: Final = Path(__file__).parents[2]
@@ -220,18 +220,17 @@ async def until_collected(plane: EmbeddedCluster, api: Direct) -> None:
     Its collector looks for new kinds every half minute; until it has found ours, what we own outlives us.
     """
     async with site(plane, api, "collected") as empty:
-        owner = await empty.declare(resource("owner", 0))
-        reference = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "name": "owner",
-            "uid": owner["metadata"]["uid"],
-        }
+        uid = (await empty.declare(resource("owner", 0)))["metadata"]["uid"]
+        owners = [{"apiVersion": names.API_VERSION, "kind": names.KIND, "name": "owner", "uid": uid}]
         path = f"/api/v1/namespaces/{empty.namespace}/configmaps"
-        await api.must("POST", path, {"metadata": {"name": "child", "ownerReferences": [reference]}})
+        await api.must("POST", path, {"metadata": {"name": "child", "ownerReferences": owners}})
         await empty.delete("owner")
-        while (await api.send("GET", f"{path}/child"))[0] != 404:
-            await asyncio.sleep(0.2)
+
+        async def is_gone() -> object:
+            status, _ = await api.send("GET", f"{path}/child")
+            return status == 404 or status
+
+        await until("what was owned goes with its owner", is_gone, 120)
 
 
 def install_kind(plane: EmbeddedCluster) -> None:
