@@ -148,13 +148,17 @@ SERVICE: Final = (
         expr=in_condition(ConditionType.CAPACITY_AVAILABLE, "False"),
         lasting="5m",
         summary=f"{_WHO} does not get the replicas that it needs",
-        description="Replicas have been pending for longer than scaling.pendingTimeoutSeconds; limits protect the "
-        "admitted requests meanwhile.",
+        description="Replicas have been pending for longer than scaling.pendingTimeoutSeconds, were refused, or an "
+        "accelerator budget leaves fewer than are asked for; limits protect the admitted requests meanwhile.",
         means="The cluster has no node for a pod: no accelerator left, a quota, a taint, an image or a volume that "
-        "cannot be had. Decisions about the other replicas go on, and nothing more is stacked on top.",
+        "cannot be had. Or an accelerator budget is too small for all who share it, and others earn more with what "
+        "there is. Decisions about the other replicas go on, and nothing more is stacked on top.",
         steps=[
-            "The condition's message is the scheduler's own sentence: `kubectl get infd NAME -o yaml`.",
-            "Add nodes or quota, or lower `maxReplicas` to what there is; it recovers by itself.",
+            "The condition's message says which, a scheduler's or an API server's refusal in its own words: "
+            "`kubectl get infd NAME -o yaml`.",
+            "No place: add nodes or quota, or lower `maxReplicas` to what there is; it recovers by itself.",
+            "AcceleratorBudget: the operator's dashboard shows who has what of it. Raise `acceleratorBudgets`, or give "
+            "the class that must not suffer a higher `priority`.",
         ],
     ),
     Alert(

@@ -1,4 +1,7 @@
-"""*Operator*: does it see, does it decide, does the API server answer, and who leads."""
+"""*Operator*: does it see, does it decide, does the API server answer, who leads, and who has which accelerators.
+
+What is told of a deployment carries the deployment's own namespace, so the choice of operators does not narrow it.
+"""
 
 from typing import Final
 
@@ -19,11 +22,13 @@ def render() -> str:
     return frame(
         UID,
         "Capstan / Operator",
-        "The operator itself: leadership, turns, age of what it knows, and its requests to the Kubernetes API.",
+        "The operator itself: leadership, turns, age of what it knows, the accelerators that it divides, and its "
+        "requests to the Kubernetes API.",
         [Variable("namespace", Operator.IS_LEADER, many=True)],
         [
             Row("Now", _NUMBERS),
             Row("The loop", _LOOP),
+            Row("Accelerator budgets", _BUDGETS),
             Row("The Kubernetes API", _API),
         ],
     )
@@ -116,6 +121,30 @@ _LOOP: Final = [
     ),
     _SCOPE.each(
         "Leadership", "1 for the operator that holds the lease.", "short", q.highest, Operator.IS_LEADER, "pod"
+    ),
+]
+
+_AT_A_BUDGET: Final = (*q.DEPLOYMENT, "budget")
+
+_BUDGETS: Final = [
+    lines(
+        "Accelerators by budget",
+        "What the resources at a budget have or are promised, and what they would have if each were alone; dashes are "
+        "what there is to divide. Empty where no budget is declared.",
+        "short",
+        Query(f"sum by (budget) ({q.highest(Operator.ACCELERATORS_HELD, _AT_A_BUDGET)})", "{{budget}} held"),
+        Query(f"sum by (budget) ({q.highest(Operator.ACCELERATORS_ASKED, _AT_A_BUDGET)})", "{{budget}} asked for"),
+        Query(q.highest(Operator.ACCELERATOR_BUDGET, ("budget",)), "{{budget}}", dashed=True),
+        width=12,
+    ),
+    lines(
+        "Accelerators withheld",
+        "What a resource asks for and does not get, because others at its budget earn more with it or have a higher "
+        "priority.",
+        "short",
+        Query(q.highest(Operator.ACCELERATORS_WITHHELD, _AT_A_BUDGET), "{{namespace}}/{{deployment}}: {{budget}}"),
+        width=12,
+        stacked=True,
     ),
 ]
 

@@ -65,7 +65,7 @@ _NUMBERS: Final = [
         (None, GOOD),
         (1, WARN),
     ),
-    _SCOPE.accelerator_hours(),
+    _SCOPE.replica_hours(),
 ]
 
 _SERVICE_LEVELS: Final[Sequence[Panel]] = [

@@ -74,7 +74,7 @@ class Drawing:
             words = "\n".join(f"{n}  {_clock(mark.moment)}  {mark.text}" for n, mark in enumerate(marks, 1))
             figure.text(0.02, bottom, words, va="top", linespacing=1.6)
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=110)
+            figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.15)
 
     def marks(self, document: Mapping[str, Any]) -> list[Mark]:
         """What the dashboard's annotations mark within the span, each once, in order of time."""
@@ -112,7 +112,16 @@ class Drawing:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: _clock(at)))
             for n, mark in enumerate(marks, 1):
                 axes.axvline(mark.moment, color="#555555", linewidth=0.8)
-                axes.text(mark.moment, 1.01, str(n), transform=axes.get_xaxis_transform(), ha="center", fontsize=7)
+                axes.annotate(
+                    str(n),
+                    (mark.moment, 1),
+                    xycoords=axes.get_xaxis_transform(),
+                    xytext=(2, -1),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=7,
+                    color="#555555",
+                )
 
 
 def _clock(moment: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from dashboards.ask import Line
@@ -30,25 +30,34 @@ def _timeseries(axes: Axes, panel: Panel, ask: Ask) -> None:
     dashed = _dashed(panel)
     field = panel["fieldConfig"]["defaults"]
     colours = iter(_COLOURS * 20)
+    solid: dict[tuple[tuple[str, str], ...], str] = {}
     stacked = field.get("custom", {}).get("stacking", {}).get("mode") == "normal"
     ground: dict[float, float] = {}
+    # Such as replicas: between whole numbers there is nothing to name.
+    is_whole = True
     for target in panel["targets"]:
         for line in ask(target):
-            colour, name = next(colours), line.called(target["legendFormat"])
+            name, whose = line.called(target["legendFormat"]), tuple(sorted(line.labels.items()))
+            style = "--" if target["refId"] in dashed else "-"
+            # A bound has the colour of what it bounds.
+            colour = solid.get(whose) if style == "--" else None
+            colour = colour or next(colours)
+            solid.setdefault(whose, colour)
             points = [(at, value) for at, value in line.points if math.isfinite(value)]
+            is_whole &= all(value.is_integer() for _, value in points)
             if stacked:
                 below = [ground.get(at, 0.0) for at, _ in points]
                 above = [value + low for (_, value), low in zip(points, below, strict=True)]
                 axes.fill_between([at for at, _ in points], below, above, color=colour, alpha=0.35, label=name)
                 ground.update({at: high for (at, _), high in zip(points, above, strict=True)})
                 continue
-            style = "--" if target["refId"] in dashed else "-"
             axes.plot([at for at, _ in points], [v for _, v in points], style, color=colour, linewidth=1.3, label=name)
     for step in field.get("thresholds", {}).get("steps", []):
         if step["value"] is not None and "thresholdsStyle" in field.get("custom", {}):
             axes.axhline(step["value"], color=_NAMED["red"], linewidth=0.8, linestyle=":")
     if field.get("min") == 0:
         axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=is_whole))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, field.get("unit", ""))))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=2, columnspacing=1, handlelength=1.5)
@@ -105,7 +114,9 @@ def _table(axes: Axes, panel: Panel, ask: Ask) -> None:
         cells = [[*key, *(row.get(title, "") for title in titles)] for key, row in sorted(rows.items())]
         height = 0.2 * (len(cells) + 1)
         box = Bbox.from_bounds(0, 1 - height, 1, height)
-        table = axes.table(cells, colLabels=[*keys, *titles], bbox=box, cellLoc="left", edges="horizontal")
+        table = axes.table(
+            cells, colLabels=[*keys, *titles], bbox=box, cellLoc="left", colLoc="left", edges="horizontal"
+        )
         table.auto_set_font_size(False)
 
 

@@ -24,7 +24,7 @@ def render() -> str:
     return frame(
         UID,
         "Capstan / SLO overview",
-        "Attainment, error budget, burn rate, latencies and replica hours of every InferenceDeployment.",
+        "Attainment, error budget, burn rate, latencies, replicas and hours of every InferenceDeployment.",
         [
             Variable("namespace", Operator.DESIRED_REPLICAS, many=True),
             Variable("deployment", Operator.DESIRED_REPLICAS, 'namespace=~"$namespace"', many=True),
@@ -40,12 +40,6 @@ def render() -> str:
 
 
 _NUMBERS: Final = [
-    number(
-        "Deployments",
-        "InferenceDeployments that the operator answers for.",
-        "short",
-        Query(f"count({q.highest(Operator.DESIRED_REPLICAS, q.DEPLOYMENT, **_WHERE)})", "deployments"),
-    ),
     _SCOPE.lowest_attainment("Lowest attainment"),
     _SCOPE.least_budget("Least budget left"),
     number(
@@ -55,7 +49,8 @@ _NUMBERS: Final = [
         Query(f"sum({q.rate(Gateway.REQUESTS, q.DEPLOYMENT, **_WHERE)})", "requests"),
     ),
     _SCOPE.replicas_ready(),
-    _SCOPE.accelerator_hours(),
+    _SCOPE.replica_hours(),
+    _SCOPE.hours("Accelerator-hours", Operator.ACCELERATOR_HOURS, "replicas' accelerators"),
 ]
 
 _SERVICE_LEVELS: Final = [_SCOPE.attainment(), _SCOPE.budget_left(), _SCOPE.burn_rate()]
@@ -103,10 +98,10 @@ _CAPACITY: Final = [
         ),
     ),
     lines(
-        "Accelerator-hours per hour",
-        "Replicas that were paid for, on average over the last hour.",
+        "Replicas paid for",
+        "Replica-hours per hour: starting and leaving replicas are among them.",
         "short",
-        Query(q.increase(Operator.REPLICA_HOURS, q.DEPLOYMENT, "1h", **_WHERE), _NAME),
+        Query(f"3600 * {q.rate(Operator.REPLICA_HOURS, q.DEPLOYMENT, **_WHERE)}", _NAME),
         stacked=True,
     ),
 ]

@@ -69,13 +69,16 @@ class Scope:
             Query(f"sum({q.highest(Operator.READY_REPLICAS, q.DEPLOYMENT, **self.where)})", "ready"),
         )
 
-    def accelerator_hours(self) -> Panel:
+    def hours(self, title: str, metric: Metric, of: str) -> Panel:
         return number(
-            "Accelerator-hours",
-            "Running time of all replicas within the range shown.",
+            title,
+            f"Running time of all {of} within the range shown.",
             "h",
-            Query(q.increase(Operator.REPLICA_HOURS, (), "$__range", **self.where), "hours"),
+            Query(q.increase(metric, (), "$__range", **self.where), "hours"),
         )
+
+    def replica_hours(self) -> Panel:
+        return self.hours("Replica-hours", Operator.REPLICA_HOURS, "replicas")
 
     def attainment(self) -> Panel:
         return lines(

@@ -148,6 +148,11 @@ class NetworkPolicy(Contract):
     metrics_from: list[Object] = Field(
         default=[], description="NetworkPolicyPeers that may scrape the operator; everybody in the cluster when empty."
     )
+    admission_from: list[Object] = Field(
+        default=[],
+        description="NetworkPolicyPeers that may ask for reviews, such as an `ipBlock` of the control plane's nodes;"
+        " everybody when empty, because no selector knows an API server.",
+    )
     extra_egress: list[Object] = Field(default=[], description="Further egress rules.")
 
 

@@ -437,6 +437,36 @@ class Operator:
         "Running time of all replicas, in hours; kept in status, so that it survives the operator.",
         ("namespace", "deployment"),
     )
+    ACCELERATOR_HOURS = Metric(
+        "capstan_accelerator_hours_total",
+        Kind.COUNTER,
+        "Running time of all replicas' accelerators, in hours; kept in status like that of the replicas.",
+        ("namespace", "deployment"),
+    )
+    ACCELERATOR_BUDGET = Metric(
+        "capstan_accelerator_budget",
+        Kind.GAUGE,
+        "Accelerators that resources share, as the operator's `acceleratorBudgets` declare them.",
+        ("budget",),
+    )
+    ACCELERATORS_ASKED = Metric(
+        "capstan_accelerators_asked",
+        Kind.GAUGE,
+        "Accelerators that a resource at a budget would have if it were alone.",
+        ("namespace", "deployment", "budget"),
+    )
+    ACCELERATORS_HELD = Metric(
+        "capstan_accelerators_held",
+        Kind.GAUGE,
+        "Accelerators of a budget that a resource has or is promised, those of leaving replicas among them.",
+        ("namespace", "deployment", "budget"),
+    )
+    ACCELERATORS_WITHHELD = Metric(
+        "capstan_accelerators_withheld",
+        Kind.GAUGE,
+        "Accelerators that a resource asks for and its budget does not give it.",
+        ("namespace", "deployment", "budget"),
+    )
 
 
 def catalogue(part: type) -> tuple[Metric, ...]:

@@ -4,6 +4,7 @@ Knows how tables look and repeats no fact: fields, defaults, bounds and sentence
 metric catalogue, names from `names`.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -192,7 +193,7 @@ def _metrics(title: str, part: type) -> tuple[str, str, str]:
         for metric in metrics.catalogue(part)
     )
     table = _table(("Series", "Kind", "Labels", "Meaning", "vLLM's name"), rows)
-    return f"### {title}", (part.__doc__ or "").strip(), table
+    return f"### {title}", inspect.getdoc(part) or "", table
 
 
 def _summary(model: type[BaseModel]) -> str:

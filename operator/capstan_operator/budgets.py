@@ -76,7 +76,8 @@ class Budgets:
         self._leave(key, table)
         if table is None or accelerator is None:
             return None
-        if key not in table.shares or now - table.divided_at >= DIVIDED_EVERY_S:
+        # A clock that was set back does not keep a division in force.
+        if key not in table.shares or not 0 <= now - table.divided_at < DIVIDED_EVERY_S:
             newcomer = Claim(_kept(deployment, observation, memory), accelerator.count)
             claims = {**self._strangers(table), key: newcomer, **table.claims}
             table.shares, table.divided_at = divide(table.declared.accelerators, claims), now

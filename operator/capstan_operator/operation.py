@@ -58,7 +58,9 @@ class Operation:
         self._config = config
         settings = config.settings()
         self._leader = self._leadership(client)
-        self._telemetry = Telemetry(ages=self._ages, is_leader=lambda: self._leader.is_held)
+        self._telemetry = Telemetry(
+            ages=self._ages, is_leader=lambda: self._leader.is_held, budgets=config.accelerator_budgets
+        )
         self._api = KubernetesApi(
             client,
             fence=self._leader.check,

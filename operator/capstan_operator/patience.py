@@ -28,7 +28,9 @@ class Patience:
     def refuses(self, key: str, now: float) -> str | None:
         """Why it is not to be asked now; None when it is."""
         silence = self._silent.get(key)
-        return silence.error if silence is not None and now < silence.until else None
+        # No pause is longer: beyond that the clock was set back, and nobody is kept waiting for it to come round.
+        waits = silence is not None and now < silence.until <= now + _LONGEST_S
+        return silence.error if silence is not None and waits else None
 
     def failed(self, key: str, error: str, now: float) -> None:
         """It was asked and did not answer."""

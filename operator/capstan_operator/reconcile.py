@@ -171,7 +171,8 @@ class Reconciler:
             News.FIGURES: self._settings.status_interval_s,
             News.BOOKS: self._settings.books_interval_s,
         }
-        if now - at < may_wait_s[news(last, status)]:
+        # A clock that was set back says nothing of how long it was.
+        if 0 <= now - at < may_wait_s[news(last, status)]:
             return
         await self._world.write_status(status.model_copy(update={"memory": self._memory.durable()}))
         self._written = (now, status)

@@ -19,6 +19,8 @@ from capstan_api.metrics import Metric as Declared
 from capstan_api.metrics import Operator as Catalogue
 from capstan_api.status import ConditionStatus, DecisionAction, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.budgets import AcceleratorBudget
+from capstan_operator.decide.budget import Claim
 from capstan_operator.decide.times import epoch_s
 from capstan_operator.reconcile import Turn
 from capstan_operator.world.kubernetes.api import Call
@@ -29,6 +31,16 @@ _LONGEST_MESSAGE: Final = 200
 Sample = tuple[Declared, tuple[str, ...], float]
 
 
+@dataclass(frozen=True)
+class _Stake:
+    """What one resource has at an accelerator budget, in accelerators."""
+
+    budget: str
+    asked: int
+    held: int
+    withheld: int
+
+
 @dataclass
 class _Subject:
     """What is known of one resource."""
@@ -36,12 +48,19 @@ class _Subject:
     deployment: InferenceDeployment
     status: InferenceDeploymentStatus
     decisions: Tally[tuple[str, str]] = field(default_factory=Tally)
+    stake: _Stake | None = None
 
 
 class Telemetry(Collector):
     """All series of one operator, in a registry of their own. `ages` are those of the watches, by resource."""
 
-    def __init__(self, *, ages: Callable[[], Mapping[str, float]], is_leader: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        *,
+        ages: Callable[[], Mapping[str, float]],
+        is_leader: Callable[[], bool],
+        budgets: Iterable[AcceleratorBudget] = (),
+    ) -> None:
         self._registry = CollectorRegistry()
         self._turn_seconds = Histogram(
             Catalogue.RECONCILE_SECONDS.name,
@@ -62,6 +81,7 @@ class Telemetry(Collector):
         self._interval = Gauge(Catalogue.TURN_INTERVAL.name, Catalogue.TURN_INTERVAL.help, registry=self._registry)
         self._ages = ages
         self._is_leader = is_leader
+        self._budgets = tuple(budgets)
         self._num_objects = 0
         self._subjects: dict[Key, _Subject] = {}
         self._lock = threading.Lock()
@@ -81,6 +101,7 @@ class Telemetry(Collector):
             subject = self._subjects.setdefault(key, _Subject(turn.deployment, turn.status))
             subject.deployment, subject.status = turn.deployment, turn.status
             if turn.decision is not None:
+                subject.stake = _stake(turn)
                 for said in turn.decision.changes or (turn.decision.said,):
                     subject.decisions[said.action.value, said.reason] += 1
 
@@ -117,6 +138,7 @@ class Telemetry(Collector):
             with self._lock:
                 samples += _samples(key, subject)
         samples += [(Catalogue.WATCH_AGE, (resource,), age) for resource, age in self._ages().items()]
+        samples += [(Catalogue.ACCELERATOR_BUDGET, (of.name,), float(of.accelerators)) for of in self._budgets]
         samples.append((Catalogue.OBJECTS, (), float(self._num_objects)))
         samples.append((Catalogue.IS_LEADER, (), float(self._is_leader())))
         return iter(_families(samples))
@@ -136,6 +158,22 @@ def _families(samples: Iterable[Sample]) -> list[Metric]:
             families[declared.name] = made
         families[declared.name].add_metric(list(labels), value)
     return list(families.values())
+
+
+def _stake(turn: Turn) -> _Stake | None:
+    """None where no budget is shared."""
+    allowance = turn.observation.allowance if turn.observation is not None else None
+    demand = turn.decision.demand if turn.decision is not None else None
+    accelerator = turn.deployment.spec.variant.resources.accelerator
+    if allowance is None or demand is None or accelerator is None:
+        return None
+    return _Stake(
+        budget=allowance.budget,
+        asked=accelerator.count * demand.asked,
+        held=Claim(demand, accelerator.count).held,
+        # What a person has set is had, whatever the share.
+        withheld=accelerator.count * max(0, demand.asked - max(allowance.replicas, demand.wanted)),
+    )
 
 
 def _samples(key: Key, subject: _Subject) -> Iterator[Sample]:
@@ -179,6 +217,11 @@ def _samples(key: Key, subject: _Subject) -> Iterator[Sample]:
             yield Catalogue.STARTUP_SECONDS, (*who, name, "0.5"), p50
             yield Catalogue.STARTUP_SECONDS, (*who, name, "0.9"), p90
     yield Catalogue.REPLICA_HOURS, who, float(status.usage.replica_hours)
+    yield Catalogue.ACCELERATOR_HOURS, who, float(status.usage.accelerator_hours)
+    if (stake := subject.stake) is not None:
+        yield Catalogue.ACCELERATORS_ASKED, (*who, stake.budget), stake.asked
+        yield Catalogue.ACCELERATORS_HELD, (*who, stake.budget), stake.held
+        yield Catalogue.ACCELERATORS_WITHHELD, (*who, stake.budget), stake.withheld
     for (action, reason), count in subject.decisions.items():
         yield Catalogue.DECISIONS, (*who, action, reason), count
 

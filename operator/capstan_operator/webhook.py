@@ -1,8 +1,11 @@
 """The admission webhook's door: HTTPS with a certificate that may come late and be renewed at any time.
 
 Knows nothing of what is admitted. Every operator opens it, the one that acts and those that stand by: judging writes
-nothing. The surprising idea: without a certificate there is no listener, and that harms nobody, because the API server
-stores what it cannot have judged; so an operator never waits for one.
+nothing. Whoever reaches the port may ask, since an API server shows a client certificate only where somebody has
+configured it to; so a few are read at a time, and nobody for longer than an API server would wait.
+
+The surprising idea: without a certificate there is no listener, and that harms nobody, because the API server stores
+what it cannot have judged; so an operator never waits for one.
 """
 
 import asyncio
@@ -22,6 +25,10 @@ logger = logging.getLogger(__name__)
 PATH: Final = "/validate"
 # An API server stores nothing above 1.5 MiB; a review holds the new object and the old one.
 _LARGEST_REVIEW: Final = 4 << 20
+# What the rest of the operator must spare at most is this many of the largest.
+_MOST_AT_ONCE: Final = 4
+# The chart's webhook configuration has the API server wait as long.
+_PATIENCE_S: Final = 3.0
 _LOOK_S: Final = 10.0
 
 Review = Callable[[Any], dict[str, Any]]
@@ -61,6 +68,7 @@ class Webhook:
     def __init__(self, review: Review, certificate: Certificate) -> None:
         self._review = review
         self._certificate = certificate
+        self._room = asyncio.Semaphore(_MOST_AT_ONCE)
         self.port: int | None = None
         """Where it listens; None before it has a certificate."""
 
@@ -90,8 +98,11 @@ class Webhook:
 
     async def _answer(self, request: web.Request) -> web.Response:
         try:
-            document = json.loads(await request.read())
-            return web.json_response(self._review(document))
+            async with asyncio.timeout(_PATIENCE_S), self._room:
+                document = json.loads(await request.read())
+                return web.json_response(self._review(document))
+        except TimeoutError:
+            return web.Response(status=503, text=f"not judged within {_PATIENCE_S:g} s")
         except BadReview as error:
             return web.Response(status=400, text=str(error))
         except (ValueError, RecursionError) as error:

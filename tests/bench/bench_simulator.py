@@ -14,15 +14,13 @@ import os
 import random
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[2]
-MODEL = REPOSITORY / "runtime_image" / "models" / "capstan-tiny"
+from checkpoints import SHIPPED
+from results import BUILD
+from servers import engine
+
 TOKEN = "bench"
 NUM_SEQUENCES, NUM_TOKENS = 32, 512
 BOUNDS = {"p50": 0.10, "p95": 0.20}
@@ -42,14 +40,24 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rate", type=float, default=2.0, help="requests/s")
     options.add_argument("--seconds", type=float, default=90.0, help="length of each of the two loads")
-    options.add_argument("--out", type=Path, default=REPOSITORY / "build" / "bench" / "simulator.json")
+    options.add_argument("--out", type=Path, default=BUILD / "simulator.json")
     args = options.parse_args()
     work = args.out.parent / "simulator"
     work.mkdir(parents=True, exist_ok=True)
     (work / "spec.yaml").write_text(SPEC)
     for number, name in enumerate(("seen", "unseen")):
         (work / f"{name}.csv").write_text(load(args.rate, args.seconds, seed=number))
-    with engine() as (url, admin_url):
+    words = [
+        "--model",
+        SHIPPED,
+        "--max-sequences",
+        NUM_SEQUENCES,
+        "--max-batched-tokens",
+        NUM_TOKENS,
+        "--num-threads",
+        1,
+    ]
+    with engine(*words, logs=work, token=TOKEN) as (url, admin_url):
         calibrating = ["--calibrate", work / "model.json", "--engine-admin", admin_url]
         capstan("bench", url, "--trace", work / "seen.csv", "--seed", 1, "--json", work / "seen.json", *calibrating)
         # Other prompts too: what the first load has left in the prefix cache, the simulator knows nothing of.
@@ -69,32 +77,6 @@ def load(rate: float, seconds: float, seed: int) -> str:
     while (at := at + draw.expovariate(rate)) < seconds:
         rows.append(f"{at:.3f},{draw.choice((40, 80, 150, 300, 600))},{draw.choice((8, 20, 40, 80))}")
     return "\n".join(rows) + "\n"
-
-
-@contextmanager
-def engine() -> Iterator[tuple[str, str]]:
-    """An engine that serves; its API and admin addresses."""
-    words = [sys.executable, "-m", "capstan_engine", "--model", MODEL, "--port", "0", "--admin-port", "0"]
-    words += ["--max-sequences", NUM_SEQUENCES, "--max-batched-tokens", NUM_TOKENS, "--num-threads", 1]
-    environment = os.environ | {"CAPSTAN_ADMIN_TOKEN": TOKEN}
-    with subprocess.Popen([str(w) for w in words], env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            ports = json.loads(process.stdout.readline())
-            while not ready(f"http://127.0.0.1:{ports['port']}/readyz"):
-                assert process.poll() is None, "the engine has ended"
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['admin_port']}"
-        finally:
-            process.terminate()
-
-
-def ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def capstan(*words: object) -> None:

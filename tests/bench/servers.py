@@ -2,7 +2,8 @@
 
 A contestant is a context manager that gives an address as soon as the server is ready to answer. All are told the same
 model, threads, limits of a batch and longest sequence; what else there is stays at its default, but for vLLM's habit of
-keeping one of the processors to itself, which two processors cannot spare.
+keeping one of the processors to itself, which two processors cannot spare. A bench that is told to end takes its
+servers with it.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from environments import Environment
 
@@ -48,22 +50,37 @@ class Settings:
     logs: Path
 
 
+class Addresses(NamedTuple):
+    """Where an engine of ours listens."""
+
+    api: str
+    admin: str
+
+
+@contextmanager
+def engine(*words: object, logs: Path, token: str | None = None) -> Iterator[Addresses]:
+    """Ours, as `python -m capstan_engine` starts it with these words; `token` opens its admin port."""
+    port, admin_port = free_port(), free_port()
+    words = (sys.executable, "-m", "capstan_engine", *words, "--port", port, "--admin-port", admin_port)
+    variables = {} if token is None else {"CAPSTAN_ADMIN_TOKEN": token}
+    with started("capstan", words, variables, logs, port, "readyz") as address:
+        yield Addresses(address, f"http://127.0.0.1:{admin_port}")
+
+
 @contextmanager
 def capstan(settings: Settings) -> Iterator[str]:
-    """Ours, as `python -m capstan_engine` starts it."""
-    port = _free_port()
-    words = [sys.executable, "-m", "capstan_engine", "--model", settings.model, "--port", port, "--admin-port", 0]
-    words += ["--precision", "BFloat16", "--num-threads", settings.threads]
+    """Ours, told what all are told."""
+    words = ["--model", settings.model, "--precision", "BFloat16", "--num-threads", settings.threads]
     words += ["--max-sequences", settings.max_sequences, "--max-batched-tokens", settings.max_batched_tokens]
     words += ["--max-model-len", settings.max_model_len, "--kv-cache-mib", 1024]
-    with _started("capstan", words, {}, settings.logs, port, "readyz") as address:
-        yield address
+    with engine(*words, logs=settings.logs) as addresses:
+        yield addresses.api
 
 
 @contextmanager
 def vllm(settings: Settings) -> Iterator[str]:
     """vLLM's own OpenAI server. Compiled by its default where there is a C++ compiler, else as it runs without one."""
-    port = _free_port()
+    port = free_port()
     words = [VLLM.python, "-m", "vllm.entrypoints.openai.api_server", "--model", settings.model]
     words += ["--served-model-name", "bench", "--host", "127.0.0.1", "--port", port, "--dtype", "bfloat16"]
     words += ["--max-num-seqs", settings.max_sequences, "--max-num-batched-tokens", settings.max_batched_tokens]
@@ -80,18 +97,18 @@ def vllm(settings: Settings) -> Iterator[str]:
         # What it compiles with lies beside its interpreter.
         "PATH": f"{VLLM.directory / 'bin'}:{os.environ['PATH']}",
     }
-    with _started("vllm", words, variables, settings.logs, port, "health") as address:
+    with started("vllm", words, variables, settings.logs, port, "health") as address:
         yield address
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port
 
 
 @contextmanager
-def _started(
+def started(
     name: str, words: Sequence[object], variables: Mapping[str, str], logs: Path, port: int, path: str
 ) -> Iterator[str]:
     """Its address, once `path` answers 200. Raises `RuntimeError` that names the log."""
@@ -99,6 +116,7 @@ def _started(
     log, address = logs / f"{name}.log", f"http://127.0.0.1:{port}"
     command = [str(word) for word in words]
     with (
+        _unwinding(),
         log.open("w") as file,
         subprocess.Popen(
             command, env={**os.environ, **variables}, stdout=file, stderr=file, start_new_session=True
@@ -118,6 +136,22 @@ def _started(
             # A server's own children may outlive it; they are all of its session.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """SIGTERM ends this process by way of its `finally` clauses, as Ctrl-C does; by default it would just be gone."""
+
+    def end(*_: object) -> None:
+        # Asked a second time, it is still unwinding.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _answers(url: str) -> bool:

@@ -1,5 +1,10 @@
 """The online bench against a real server, in small; and what it makes of the figures."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +12,7 @@ import pytest
 from checkpoints import SHIPPED
 from ladder import Search, rate
 from online import LENGTHS, Contestant, Trial, arrivals, compared
-from servers import Settings, capstan
+from servers import Settings, capstan, free_port
 
 from capstan_cli.measure import Outcome, Result, Thresholds, summarise
 
@@ -108,3 +113,32 @@ async def test_a_server_is_started_asked_and_judged(tmp_path: Path) -> None:
     assert tried.figures.ttft_ms.p95 is not None
     assert tried.goodput == tried.figures.good / 2
     assert all(texts)
+
+
+# The server ends by itself in the end, so that a test that fails leaves nothing behind.
+SERVER = """
+import http.server, os, sys, threading
+threading.Timer(60, os._exit, [0]).start()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+BENCH = """
+import pathlib, sys, time
+logs, server, port = sys.argv[1:]
+from servers import started
+with started("server", [sys.executable, "-c", server, port], {}, pathlib.Path(logs), int(port), ""):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_bench_that_is_told_to_end_leaves_no_server_running(tmp_path: Path) -> None:
+    port = free_port()
+    words = [sys.executable, "-c", BENCH, str(tmp_path), SERVER, str(port)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment, cwd=tmp_path) as bench:
+        assert bench.stdout is not None
+        assert bench.stdout.readline() == b"up\n"
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port)).close()

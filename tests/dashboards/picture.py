@@ -23,7 +23,7 @@ from dashboards.draw import GENERATED, Drawing  # noqa: E402
 from scraped import NAMESPACE, scraped  # noqa: E402
 
 # A quiet start, a rush that one replica cannot serve, and quiet again.
-PROFILE = ((40.0, 2), (90.0, 40), (80.0, 2))
+PROFILE = ((40.0, 2), (90.0, 160), (80.0, 2))
 
 
 async def photograph(dashboard: str, output: Path, prometheus: str) -> None:

@@ -86,9 +86,11 @@ async def test_every_panel_about_the_operator_has_data(
 ) -> None:
     board = documents["operator"]
     async with FakeKubernetes() as api_server:
-        api_server.put("inferencedeployments", parse(DEPLOYMENT).document())
+        declared = copy.deepcopy(DEPLOYMENT)
+        declared["spec"]["variants"] = [{"name": "gpu", "resources": {"accelerator": {}}}]
+        api_server.put("inferencedeployments", parse(declared).document())
         with serving(tmp_path, prometheus) as (server, targets):
-            async with running(api_server) as url:
+            async with running(api_server, acceleratorBudgets=[{"name": "pool", "accelerators": 4}]) as url:
                 targets.tell([(url.removeprefix("http://"), {"namespace": OPERATOR_NAMESPACE, "pod": "operator-0"})])
                 await all_have_data(server, asked(board, namespace=OPERATOR_NAMESPACE))
                 end = time.time()

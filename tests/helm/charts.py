@@ -44,6 +44,7 @@ VALUE_SETS: dict[str, Object] = {
         "podAnnotations": {"example.com/note": "yes"},
         "networkPolicy": {
             "metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+            "admissionFrom": [{"ipBlock": {"cidr": "10.0.0.0/28"}}],
             "extraEgress": [{"ports": [{"port": 3128, "protocol": "TCP"}]}],
         },
         "monitoring": {

@@ -83,7 +83,9 @@ def test_the_api_server_reaches_every_operator_where_it_listens(values: str, tmp
     config.write_text(written["data"]["operator.yaml"])
     assert listening[port["targetPort"]] == read_config(config).admission.port
     ingress = only(found, "NetworkPolicy")["spec"]["ingress"]
-    assert {"ports": [{"port": port["targetPort"], "protocol": "TCP"}]} in ingress
+    [rule] = [rule for rule in ingress if rule["ports"] == [{"port": port["targetPort"], "protocol": "TCP"}]]
+    # From everywhere, unless it is known where the API server asks from.
+    assert rule.get("from") == VALUE_SETS[values].get("networkPolicy", {}).get("admissionFrom")
 
 
 @pytest.mark.parametrize("values", SERVED)

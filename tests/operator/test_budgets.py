@@ -76,6 +76,16 @@ def test_what_one_has_decided_the_next_cannot_have() -> None:
     assert left.replicas == 1
 
 
+def test_a_clock_that_is_set_back_does_not_keep_a_division_in_force() -> None:
+    budgets, first, second = Budgets([POOL]), gpu("a"), gpu("b")
+    for of in (first, second):
+        share(budgets, of)
+        budgets.decided(of, busy(1, 5))
+    given = share(budgets, first, at=NOW - 3600)
+    assert given is not None
+    assert given.replicas == 5
+
+
 def test_who_leaves_or_is_deleted_leaves_its_accelerators() -> None:
     budgets, first, second = Budgets([POOL]), gpu("a"), gpu("b")
     for of in (first, second):

@@ -109,6 +109,28 @@ def test_the_end_of_a_namesake_does_not_end_its_successor() -> None:
     assert names_of(store) == []
 
 
+def test_a_pod_whose_label_somebody_edits_changes_hands_and_leaves_nothing_behind() -> None:
+    woken: list[Key] = []
+    store = Store(woken.append)
+    store.take(PODS, pod("a", "1"))
+    edited = pod("a", "1")
+    edited["metadata"]["labels"] = Identity("default", "other", "owner-2").labels(Component.ENGINE)
+    store.take(PODS, edited)
+    assert names_of(store) == []
+    assert woken == [KEY, KEY, Key("default", "other")], "both have to look"
+    store.take(PODS, edited, gone=True)
+    assert names_of(store) == []
+
+
+def test_a_deletion_that_nobody_announces_is_forgotten() -> None:
+    clock = Clock()
+    store = Store(clock=clock)
+    for n in range(100):
+        store.believe_deleted(f"gone before we asked {n}")
+        clock.now += BELIEF_S
+    assert len(store._deleted) == 1
+
+
 def test_the_resource_and_the_gateways_deployment_are_kept() -> None:
     store = Store()
     resource = {"metadata": {"name": "llama", "namespace": "default", "uid": "owner-1"}}

@@ -39,6 +39,13 @@ def test_while_it_is_not_asked_its_last_failure_is_its_answer() -> None:
     assert patience.refuses("http://b", 3.5) is None
 
 
+def test_a_clock_that_is_set_back_keeps_nobody_waiting() -> None:
+    patience = Patience()
+    asked_at(patience, 10)
+    assert patience.refuses("http://a", 10) is not None
+    assert patience.refuses("http://a", 10 - 3600) is None
+
+
 def test_an_answer_and_a_departure_are_forgiven() -> None:
     for forgive in (lambda p: p.answered("http://a"), lambda p: p.only({"http://b"})):
         patience = Patience()

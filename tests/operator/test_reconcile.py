@@ -248,6 +248,19 @@ async def test_a_status_at_rest_is_not_written_again(tmp_path: Path, monkeypatch
     assert writes <= 3
 
 
+async def test_a_clock_that_is_set_back_holds_no_news_up(tmp_path: Path) -> None:
+    path, now = written(tmp_path / "web.yaml", deployment()), [NOW]
+    async with running_world(tmp_path / "run") as world:
+        reconciler = Reconciler(world, FileSource(path), settings=SETTINGS, clock=lambda: now[0])
+        await reconciler.turn()
+        now[0] -= 3600
+        written(path, deployment(scaling={"mode": "Manual", "replicas": 2}))
+        turn = await reconciler.turn()
+        assert turn.status is not None
+        assert turn.status.desired_replicas == 2
+        assert json.loads((tmp_path / "run" / "status.json").read_text())["desiredReplicas"] == 2
+
+
 def test_even_a_poisoned_observation_is_recorded_as_plain_json() -> None:
     of = deployment()
     seen = observation(of, counted=counters().model_copy(update={"arrived": float("nan")}))

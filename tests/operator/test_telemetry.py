@@ -1,14 +1,20 @@
 """The operator's series: those of the catalogue and no others, and an end to those of a resource that is gone."""
 
+import dataclasses
 from pathlib import Path
 
+import pytest
 from prometheus_client import disable_created_metrics
 from prometheus_client.parser import text_string_to_metric_families
+from worlds import NOW, observation
 
 from capstan_api.metrics import Operator, catalogue
 from capstan_api.status import InferenceDeploymentStatus
-from capstan_api.v1alpha1 import load
+from capstan_api.v1alpha1 import InferenceDeployment, load, parse
+from capstan_operator.budgets import AcceleratorBudget
+from capstan_operator.decide import decide
 from capstan_operator.decide.memory import Memory
+from capstan_operator.decide.observation import Allowance
 from capstan_operator.reconcile import Turn
 from capstan_operator.telemetry import Telemetry
 from capstan_operator.world.kubernetes.access import Verb
@@ -34,7 +40,7 @@ STATUS = InferenceDeploymentStatus.model_validate(
             }
         ],
         "startup": {"phases": [{"name": "Loading", "p50Seconds": 3, "p90Seconds": 9}]},
-        "usage": {"replicaHours": "1.25"},
+        "usage": {"replicaHours": "1.25", "acceleratorHours": "2.5"},
         "decisionHistory": [
             {
                 "time": f"2026-01-01T00:0{n}:00Z",
@@ -64,7 +70,8 @@ def page(telemetry: Telemetry) -> dict[tuple[str, ...], float]:
 
 
 def telemetry(*, leads: bool = True) -> Telemetry:
-    return Telemetry(ages=lambda: {"pods": 2.5}, is_leader=lambda: leads)
+    budgets = [AcceleratorBudget(name="pool", accelerators=16)]
+    return Telemetry(ages=lambda: {"pods": 2.5}, is_leader=lambda: leads, budgets=budgets)
 
 
 def of(name: str, **labels: str) -> tuple[str, ...]:
@@ -87,6 +94,7 @@ def test_what_a_turn_said_is_exposed() -> None:
     assert samples[of("capstan_condition", type="Ready", status="True")] == 0
     assert samples[of("capstan_startup_seconds", phase="Loading", quantile="0.9")] == 9
     assert samples[of("capstan_replica_hours_total")] == 1.25
+    assert samples[of("capstan_accelerator_hours_total")] == 2.5
 
 
 def test_only_the_newest_of_the_rare_decisions_is_told_with_its_sentence() -> None:
@@ -94,6 +102,42 @@ def test_only_the_newest_of_the_rare_decisions_is_told_with_its_sentence() -> No
     subject.turned(KEY, turn())
     told = {key: value for key, value in page(subject).items() if key[0] == "capstan_decision_info"}
     assert told == {of("capstan_decision_info", action="ScaleUp", reason="R", message="told 2"): 1767225720.0}
+
+
+def sharing(left: int, **scaling: object) -> Turn:
+    """A turn of a resource that begins with three replicas of four accelerators, of which a budget leaves some."""
+    document = DEPLOYMENT.document()
+    document["spec"]["variants"] = [{"name": "gpu", "resources": {"accelerator": {"count": 4}}}]
+    document["spec"]["scaling"] = {"minReplicas": 3, "maxReplicas": 8, **scaling}
+    deployment: InferenceDeployment = parse(document)
+    allowance = Allowance(budget="pool", replicas=left, most=4)
+    seen = observation(deployment).model_copy(update={"allowance": allowance})
+    decision = decide(deployment, seen, Memory(), NOW)
+    return dataclasses.replace(turn(), deployment=deployment, observation=seen, decision=decision)
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "held", "withheld"),
+    [
+        (sharing(left=1), 12, 4, 8),
+        (sharing(left=4), 12, 12, 0),
+        # A person's number is had, whatever the share.
+        (sharing(left=1, mode="Manual", replicas=2), 8, 8, 0),
+    ],
+    ids=["withheld", "enough", "by hand"],
+)
+def test_what_a_resource_has_at_a_budget_is_told_in_accelerators(
+    made: Turn, asked: int, held: int, withheld: int
+) -> None:
+    subject = telemetry()
+    subject.turned(KEY, made)
+    samples = page(subject)
+    figures = [samples[of(f"capstan_accelerators_{what}", budget="pool")] for what in ("asked", "held", "withheld")]
+    assert figures == [asked, held, withheld]
+    assert samples["capstan_accelerator_budget", "budget", "pool"] == 16
+    # It leaves the budget: nothing of it is told any more.
+    subject.turned(KEY, dataclasses.replace(made, observation=observation(DEPLOYMENT)))
+    assert not [key for key in page(subject) if key[0].startswith("capstan_accelerators_")]
 
 
 def test_nothing_is_left_of_a_resource_that_is_gone() -> None:
@@ -131,10 +175,9 @@ def test_the_process_counts_turns_requests_and_the_age_of_its_watches() -> None:
 def test_the_catalogue_is_what_is_exposed() -> None:
     disable_created_metrics()
     subject = telemetry()
-    subject.turned(KEY, turn())
+    subject.turned(KEY, sharing(left=1))
     subject.called(Call(Verb.PATCH, "services", 200, 0.01))
     families = text_string_to_metric_families(subject.page().decode())
     exposed = {family.name for family in families if family.samples}
     declared = {metric.name.removesuffix("_total") for metric in catalogue(Operator)}
-    # Decisions are counted when there are some.
-    assert exposed == declared - {"capstan_operator_decisions"}
+    assert exposed == declared

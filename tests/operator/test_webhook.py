@@ -126,6 +126,37 @@ async def test_what_is_no_review_is_refused_with_a_reason(tmp_path: Path, body: 
         assert (await post(door, trusted, asking(manifest(deployment()))))[0] == 200
 
 
+async def test_who_never_ends_its_review_does_not_keep_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "_PATIENCE_S", 0.2)
+    trusted = issue(tmp_path)
+    async with served(tmp_path) as door:
+        port = await listening(door)
+        trust = ssl.create_default_context(cadata=trusted)
+        head = f"POST {webhook.PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\n".encode()
+        lines = [
+            await asyncio.open_connection("127.0.0.1", port, ssl=trust, server_hostname=HOST)
+            for _ in range(webhook._MOST_AT_ONCE)
+        ]
+        for _, writer in lines:
+            writer.write(head)
+        for reader, writer in lines:
+            async with asyncio.timeout(10):
+                assert (await reader.readline()).split()[1] == b"503"
+            writer.close()
+        assert (await post(door, trusted, asking(manifest(deployment()))))[0] == 200
+
+
+async def test_what_finds_no_room_in_time_is_not_even_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(webhook, "_MOST_AT_ONCE", 0)
+    trusted = issue(tmp_path)
+    async with served(tmp_path) as door:
+        status, text = await post(door, trusted, asking(manifest(deployment())))
+        assert (status, text) == (503, "not judged within 0.2 s")
+
+
 async def test_other_paths_and_verbs_are_not_there(tmp_path: Path) -> None:
     trusted = issue(tmp_path)
     async with served(tmp_path) as door:

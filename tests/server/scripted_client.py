@@ -1,6 +1,6 @@
 """An engine that says what it is told to: the front end's tests need known text, not a known model.
 
-Implements `EngineClient`. A `Script` decides each request's tokens; `gates` hold requests back until a test opens them.
+Implements `EngineClient`. A `Script` decides each request's tokens; `gate` holds requests back until a test opens it.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def logprobs_of(token: int, num: int) -> TokenLogprobs:
 
 
 class ScriptedClient:
-    """`refuse` is raised instead of the first output; `fail_after` ends requests with an error after so many tokens."""
+    """`refuse` is raised instead of the first output; `end_with` ends requests after `end_after` tokens."""
 
     def __init__(self, script: Script, *, max_model_len: int = 256) -> None:
         self.on_update: list[Callable[[Update], None]] = []

@@ -46,8 +46,24 @@ class Key(NamedTuple):
 class _Shelf:
     """The objects of one resource by (namespace, name)."""
 
+    resource: Resource
     objects: dict[Key, Manifest] = field(default_factory=dict)
     by_owner: dict[Key, set[Key]] = field(default_factory=dict)
+
+    def put(self, manifest: Manifest, owner: Key) -> None:
+        key = _key(manifest)
+        self.drop(key)
+        self.objects[key] = essence(manifest) if self.resource == PODS else manifest
+        self.by_owner.setdefault(owner, set()).add(key)
+
+    def drop(self, key: Key) -> None:
+        """Whose it was is asked of what is held: somebody may have edited the label since."""
+        held = self.objects.pop(key, None)
+        owner = _concerns(self.resource, held) if held is not None else None
+        if owner is not None:
+            self.by_owner[owner].discard(key)
+            if not self.by_owner[owner]:
+                del self.by_owner[owner]
 
 
 class Store:
@@ -58,7 +74,7 @@ class Store:
     ) -> None:
         self._on_change = on_change
         self._clock = clock
-        self._shelves = {resource: _Shelf() for resource in (INFERENCE_DEPLOYMENTS, PODS, DEPLOYMENTS)}
+        self._shelves = {resource: _Shelf(resource) for resource in (INFERENCE_DEPLOYMENTS, PODS, DEPLOYMENTS)}
         # uid -> until when an own deed is believed without the watch.
         self._created: dict[str, float] = {}
         self._deleted: dict[str, float] = {}
@@ -72,13 +88,16 @@ class Store:
         self._created.pop(uid, None)
         shelf = self._shelves[resource]
         held = shelf.objects.get(key)
+        before = _concerns(resource, held) if held is not None else None
         if not gone:
-            self._put(shelf, key, owner, essence(manifest) if resource == PODS else manifest)
+            shelf.put(manifest, owner)
         else:
             self._deleted.pop(uid, None)
             # Another one may have taken the name since.
             if held is not None and held["metadata"]["uid"] == uid:
-                self._drop(shelf, key, owner)
+                shelf.drop(key)
+        if before is not None and before != owner:
+            self._on_change(before)
         self._on_change(owner)
         return owner
 
@@ -89,11 +108,13 @@ class Store:
         if owner is None or (held is not None and held["metadata"]["uid"] == uid):
             return
         self._created[uid] = self._clock() + BELIEF_S
-        self._put(self._shelves[resource], _key(manifest), owner, essence(manifest) if resource == PODS else manifest)
+        self._shelves[resource].put(manifest, owner)
 
     def believe_deleted(self, uid: str) -> None:
         """The API server has accepted that the object goes."""
-        self._deleted[uid] = self._clock() + BELIEF_S
+        now = self._clock()
+        # What had gone before we asked is never announced again: such beliefs are swept away here.
+        self._deleted = {other: until for other, until in self._deleted.items() if until > now} | {uid: now + BELIEF_S}
 
     def is_leaving(self, manifest: Manifest) -> bool:
         """Whether its deletion was asked for."""
@@ -145,19 +166,9 @@ class Store:
             believed_until = self._created.get(manifest["metadata"]["uid"])
             if believed_until is not None and believed_until <= now:
                 del self._created[manifest["metadata"]["uid"]]
-                self._drop(shelf, key, owner)
+                shelf.drop(key)
             else:
                 yield manifest
-
-    def _put(self, shelf: _Shelf, key: Key, owner: Key, manifest: Manifest) -> None:
-        shelf.objects[key] = manifest
-        shelf.by_owner.setdefault(owner, set()).add(key)
-
-    def _drop(self, shelf: _Shelf, key: Key, owner: Key) -> None:
-        del shelf.objects[key]
-        shelf.by_owner[owner].discard(key)
-        if not shelf.by_owner[owner]:
-            del shelf.by_owner[owner]
 
 
 def essence(pod: Manifest) -> Manifest:
