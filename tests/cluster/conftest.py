@@ -54,6 +54,7 @@ def control_plane(progress: Progress) -> Iterator[EmbeddedCluster]:
 @pytest.fixture(scope="session")
 def built(cluster: Cluster, progress: Progress) -> dict[str, Image]:
     """Both images, by name, built from the Dockerfile and known to every node."""
+    _skip_without(cluster, {Capability.IMAGE_LOADING})
     made = images.build(progress)
     loader = Loader(cluster)
     for image in made.values():
@@ -89,9 +90,12 @@ def _needs(request: pytest.FixtureRequest) -> None:
     marker = request.node.get_closest_marker("needs_cluster")
     if marker is None:
         return
-    has = request.getfixturevalue("cluster")
-    if lacking := sorted({Capability(name) for name in marker.args} - has.capabilities):
-        pytest.skip(f"the {has.provider} cluster lacks {', '.join(lacking)}")
+    _skip_without(request.getfixturevalue("cluster"), {Capability(name) for name in marker.args})
+
+
+def _skip_without(cluster: Cluster, needed: set[Capability]) -> None:
+    if lacking := sorted(needed - cluster.capabilities):
+        pytest.skip(f"the {cluster.provider} cluster lacks {', '.join(lacking)}")
 
 
 def _until_the_end(provide: Callable[[], _C]) -> Iterator[_C]:
