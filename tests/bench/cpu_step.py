@@ -4,8 +4,9 @@
     python tests/bench/cpu_step.py --formats Int4Group32 --batch 8
 
 One thread, in processor time, so that a machine which others use too tells much the same. Python's profiler charges
-each function of ours with what it calls in C++ and in torch, and functions are summed up by the work they belong to;
-what the profiler itself takes, some microseconds for each call, is in all columns but the first, which ran without it.
+each function of ours with what it calls in C++ and in torch, and functions are summed up by the work they belong to:
+"layers" are those that are computed at once, products, attention and all, and "products" is then the output head. What
+the profiler itself takes, some microseconds for each call, is in all columns but the first, which ran without it.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from ours import Ours
 from capstan_api.engine_args import Quantization
 
 _PARTS: Final = {
+    "layers": ("kernels/native/layer.py",),
     "products": ("kernels/native/products.py", "kernels/reference/linear.py", "quant/"),
     "attention": ("kernels/native/attention.py", "kernels/reference/attention.py"),
     "norms and gate": ("kernels/native/elementwise.py", "kernels/reference/elementwise.py"),

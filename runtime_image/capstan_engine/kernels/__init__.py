@@ -22,6 +22,7 @@ from typing import TypeGuard
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import reference
 from capstan_engine.kernels.draw import Draw, Penalties
+from capstan_engine.kernels.layer import FusedLayer, FusingBackend, FusingKernels, LayerParts
 from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.plan import AttentionPlan, KvLayout, QkNorm, Span
 from capstan_engine.kernels.protocol import Backend, Kernels, Linear, RecordableBackend, RecordableKernels
@@ -31,8 +32,10 @@ from capstan_engine.kernels.stage import Stage
 __all__ = [
     "AttentionPlan",
     "Draw",
+    "FusedLayer",
     "Kernels",
     "KvLayout",
+    "LayerParts",
     "Linear",
     "Penalties",
     "QkNorm",
@@ -40,6 +43,7 @@ __all__ = [
     "Span",
     "Stage",
     "choose",
+    "fuses",
     "recordable",
 ]
 
@@ -54,7 +58,7 @@ def choose(device: str = "cpu") -> Kernels:
         from capstan_engine.kernels import native
 
         plain: Backend[ReferencePlan, Sequence[Draw]] = reference
-        compiled: Backend[ReferencePlan, Sequence[Draw]] = native
+        compiled: FusingBackend[native.NativePlan, Sequence[Draw]] = native
         return plain if library() is None else compiled
     if device == "cuda":
         if find_spec("triton") is None:
@@ -70,3 +74,8 @@ def choose(device: str = "cpu") -> Kernels:
 def recordable(backend: Kernels) -> TypeGuard[RecordableKernels]:
     """Whether the backend's device can repeat steps by itself."""
     return hasattr(backend, "plan_decodes")
+
+
+def fuses(backend: Kernels) -> TypeGuard[FusingKernels]:
+    """Whether the backend computes whole layers at once."""
+    return hasattr(backend, "fuse_layer")

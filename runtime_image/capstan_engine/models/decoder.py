@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from capstan_engine.errors import ModelError
-from capstan_engine.kernels import AttentionPlan, Kernels, Linear, QkNorm
+from capstan_engine.kernels import AttentionPlan, Kernels, LayerParts, Linear, QkNorm
 from capstan_engine.models import shapes
 from capstan_engine.models.layers import DecoderLayer
 from capstan_engine.models.rope import rope_tables
@@ -84,7 +84,7 @@ def load_decoder(
 ) -> Decoder:
     """Read and check the whole checkpoint. Raises `ModelError` naming missing, unknown or misshapen tensors.
 
-    `progress` is called after each reading with the bytes that are done and those of all.
+    `progress` is called before each reading, and at the end, with the bytes that are done and those of all.
     """
     checkpoint = Checkpoint(model_dir)
     expected = tensors(spec, quantization)
@@ -94,9 +94,9 @@ def load_decoder(
 
     def read(names: Sequence[str]) -> torch.Tensor:
         nonlocal done
+        progress(done, total)
         tensor = checkpoint.read(names, dtype, device)
         done += tensor.nbytes
-        progress(done, total)
         return tensor
 
     def vector(name: str) -> torch.Tensor:
@@ -111,12 +111,11 @@ def load_decoder(
         attention = f"{prefix}.self_attn"
         # While this layer is read and packed, the disk works for the next.
         checkpoint.announce(name for name in expected if name.startswith(f"model.layers.{index + 1}."))
-        return DecoderLayer(
-            kernels=kernels,
+        parts = LayerParts(
             num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             eps=spec.norm_eps,
-            window=spec.windows[index],
             input_norm=vector(f"{prefix}.input_layernorm.weight"),
             qkv=linear(q, k, v),
             qk_norm=QkNorm(vector(f"{attention}.q_norm.weight"), vector(f"{attention}.k_norm.weight"), spec.norm_eps)
@@ -127,6 +126,7 @@ def load_decoder(
             gate_up=linear(gate, up),
             down=linear(down),
         )
+        return DecoderLayer(kernels, parts, spec.windows[index])
 
     embedding = read([shapes.EMBEDDING])
     _check_tie(checkpoint, spec, embedding)
@@ -135,7 +135,7 @@ def load_decoder(
         if spec.tie_word_embeddings
         else quantization.head.load(read, [shapes.head(spec)], kernels)
     )
-    return Decoder(
+    decoder = Decoder(
         spec,
         kernels,
         embedding=embedding,
@@ -144,6 +144,8 @@ def load_decoder(
         head=head,
         num_positions=num_positions,
     )
+    progress(done, total)
+    return decoder
 
 
 def tensors(spec: ModelSpec, quantization: Format) -> dict[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_STAGED_BYTES: Final = 64 << 20
+_STAGED_BYTES: Final = 4 << 20
 """What is read at once of a tensor that has to be converted, or copied to a device."""
 
 

@@ -12,7 +12,7 @@ from capstan_engine.kernels.native import products
 from capstan_engine.quant.format import Format
 from capstan_engine.quant.int8 import Int8Dynamic
 from capstan_engine.quant.plain import Plain
-from capstan_engine.quant.rounding import ROWS_AT_ONCE, round_groups
+from capstan_engine.quant.rounding import round_groups
 
 
 class Int4(Plain):
@@ -35,9 +35,7 @@ class Int4(Plain):
                 f"{self._group_size} and outputs of 16, and one has {num_inputs} and {num_outputs}; "
                 f"take a smaller group, or Int8Dynamic"
             )
-        parts = [round_groups(rows, self._group_size) for rows in torch.split(weight, ROWS_AT_ONCE)]
-        codes = torch.cat([part for part, _, _ in parts])
-        scales, middles = (torch.cat([part[index] for part in parts], 1) for index in (1, 2))
+        codes, scales, middles = round_groups(weight, self._group_size)
         return products.pack_int4(codes, scales, middles, bias) or torch_int4(codes, scales, middles, bias)
 
 

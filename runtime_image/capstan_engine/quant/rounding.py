@@ -4,10 +4,12 @@ Pure functions of tensors. The surprising idea: scales are rounded to the dtype 
 and the weights to them afterwards, so that a format's whole error is in its integers.
 """
 
+from collections.abc import Iterator
+
 import torch
 
-ROWS_AT_ONCE = 1024
-"""Rows whose float32 copies are held while rounding: those of a whole vocabulary would outgrow the model."""
+_NUMBERS_AT_ONCE = 1 << 18
+"""Weights whose float32 copies are held while rounding: those of a whole matrix would outgrow what is read and made."""
 _LEVELS = 15
 _MIDDLE = 8
 
@@ -18,9 +20,8 @@ def round_channels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     # Written so that a weight that is not a number leaves a scale that is not one either, and is found out.
     scales = torch.where(largest == 0, 1.0, largest / 127)
     codes = torch.empty_like(weight, dtype=torch.int8)
-    chunks = (torch.split(part, ROWS_AT_ONCE) for part in (codes, weight, scales[:, None]))
-    for to, rows, by in zip(*chunks, strict=True):
-        to.copy_((rows.float() / by).round_())
+    for rows, to, by in _in_pieces(weight, codes, scales[:, None]):
+        to.copy_(rows.to(torch.float32, copy=True).div_(by).round_())
     return codes, scales
 
 
@@ -29,12 +30,23 @@ def round_groups(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, t
 
     Asymmetric: 0 and 15 stand for the least and the greatest weight of the group, 8 for the middle one.
     """
-    groups = weight.float().view(len(weight), -1, group_size)  # [N, K/group_size, group_size]
-    least, greatest = groups.amin(2), groups.amax(2)
-    scales = torch.where(greatest == least, 1.0, (greatest - least) / _LEVELS).bfloat16()
-    middles = (least + _MIDDLE * scales).bfloat16()
-    codes = ((groups - middles.float()[..., None]) / scales.float()[..., None] + _MIDDLE).round_().clamp_(0, _LEVELS)
-    return codes.flatten(1).to(torch.uint8), scales.T.contiguous(), middles.T.contiguous()
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    shape = (weight.shape[1] // group_size, weight.shape[0])
+    scales, middles = (weight.new_empty(shape, dtype=torch.bfloat16) for _ in range(2))
+    for rows, to, by, middle in _in_pieces(weight, codes, scales.T, middles.T):
+        groups = rows.to(torch.float32, copy=True).view(len(rows), -1, group_size)  # [rows, K/group_size, group_size]
+        least, greatest = groups.aminmax(dim=2)
+        by.copy_(torch.where(greatest == least, 1.0, (greatest - least) / _LEVELS))
+        middle.copy_(least + _MIDDLE * by)
+        groups.sub_(middle.float()[..., None]).div_(by.float()[..., None])
+        to.copy_(groups.add_(_MIDDLE).round_().clamp_(0, _LEVELS).flatten(1))
+    return codes, scales, middles
+
+
+def _in_pieces(weight: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Some rows of a weight `[N, K]` and of what belongs to them, `[N, …]` each, at a time."""
+    num_rows = max(1, _NUMBERS_AT_ONCE // weight.shape[1])
+    return zip(*(torch.split(part, num_rows) for part in (weight, *others)), strict=True)
 
 
 def widen_groups(codes: torch.Tensor, scales: torch.Tensor, middles: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def build_runner(
     layout = KvLayout(num_blocks, spec.num_kv_heads, block_size)
 
     def read_more(done: int, total: int) -> None:
-        # What was read before is packed, and its memory free: kept, such pieces would add up beside the weights.
+        # What was read before is packed, and its memory free: kept, it would lie beside what is read next.
         machine.give_back_freed_memory()
         progress(done, total)
 
@@ -82,7 +82,6 @@ def build_runner(
             device=device,
             progress=read_more,
         )
-        machine.give_back_freed_memory()
         cache = kv_cache.KvCache(spec, layout, dtype, device)
         recorder = recorders.get(device)
         graphs = None

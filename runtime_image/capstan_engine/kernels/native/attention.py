@@ -10,9 +10,9 @@ import torch
 from capstan_engine.kernels import reference
 from capstan_engine.kernels.native.library import required
 from capstan_engine.kernels.plan import QkNorm
-from capstan_engine.kernels.reference.plan import ReferencePlan
+from capstan_engine.kernels.reference.plan import DecodeGroup, ReferencePlan
 
-_VECTOR = 32
+VECTOR = 32
 """Head widths are multiples of this, or go to torch."""
 
 
@@ -56,7 +56,7 @@ def attention(
 ) -> torch.Tensor:
     """`q` `[T or more, H, D]`, each row contiguous, over `cache` `[2, N, G, B, D]`."""
     rows, num_heads, width = q.shape
-    if q.dtype is not torch.bfloat16 or width % _VECTOR or soft_cap is not None or sinks is not None:
+    if q.dtype is not torch.bfloat16 or width % VECTOR or soft_cap is not None or sinks is not None:
         return reference.attention(q, cache, plan, scale, soft_cap=soft_cap, sinks=sinks)
     if plan.chunks:
         out = reference.attention(q, cache, replace(plan, decodes=()), scale)
@@ -65,7 +65,6 @@ def attention(
         out = q.new_zeros(rows, num_heads * width)
     num_kv_heads, block_size = cache.shape[2], cache.shape[3]
     for group in plan.decodes:
-        num_matrices = group.mask.shape[0]
         required().capstan_decode(
             q[group.first].data_ptr(),
             q.stride(0),
@@ -75,11 +74,14 @@ def attention(
             width,
             cache.data_ptr(),
             block_size,
-            group.rows.data_ptr(),
-            group.rows.numel() // (2 * num_matrices),
-            group.rows.numel() // 2,
-            group.mask.data_ptr(),
+            *keys_of(group),
             scale,
             out[group.first].data_ptr(),
         )
     return out
+
+
+def keys_of(group: DecodeGroup) -> tuple[int, int, int, int]:
+    """Address of the block table, blocks of each row, numbers up to the rows of values, and address of the mask."""
+    num_keys = group.rows.numel() // 2
+    return group.rows.data_ptr(), num_keys // group.mask.shape[0], num_keys, group.mask.data_ptr()

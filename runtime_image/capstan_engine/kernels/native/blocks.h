@@ -1,4 +1,5 @@
-// What all products share: blocks of outputs, few rows at a time, and what becomes of a block's totals.
+// What all products share: how a weight is handed over, blocks of outputs, few rows at a time, and what becomes of a
+// block's totals.
 #pragma once
 
 #include <algorithm>
@@ -7,10 +8,28 @@
 
 #include "vectors.h"
 
+// A weight [outputs][inputs] as its product wants it, and that product: out [rows][outputs] of x [rows][inputs].
+struct Linear {
+  void (*multiply)(const Linear* by, const bf16* x, int64_t rows, bf16* out);
+  int64_t inputs, outputs;
+  const bf16* bias;     // [outputs] or null
+  const void* weights;  // in the product's own layout
+  const void* scales;   // as its kind of weights has them; null where it has none
+  const void* middles;  // the same
+  int64_t group;        // inputs that share a scale
+};
+
 constexpr int kOutputs = 64;  // of a block
 constexpr int kVectors = 4;   // of 16 outputs
 // At a time: 24 sums, 4 weights and an activation are 29 of 32 registers, and a row's sums alone are 8 of 16.
 constexpr int kRows = kRegisters == 32 ? 6 : 1;
+
+// Weights are read in order, but a processor fetches ahead by itself to the end of a page only. Beyond the last weight
+// nothing happens: a fetch does not fault.
+inline void fetch_ahead(const void* weights) {
+  constexpr int kPage = 4096;
+  _mm_prefetch(static_cast<const char*>(weights) + kPage, _MM_HINT_T0);
+}
 
 // 32 bits of a row's activations, for all outputs.
 template <class Activation>

@@ -126,7 +126,11 @@ struct Product {
       for (int i = 0; i < Weights::kWords; ++i) {
         Ints words[kVectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) words[v] = Weights::read(w + v * Weights::kBytes, i);
+        for (int v = 0; v < kVectors; ++v) {
+          const uint8_t* at = w + v * Weights::kBytes;
+          if (i == 0) fetch_ahead(at);
+          words[v] = Weights::read(at, i);
+        }
 #pragma GCC unroll 6
         for (int r = 0; r < n; ++r) {
           const Ints activations = word(codes + r * width + k + i * kInputs / Weights::kWords);
@@ -189,23 +193,27 @@ struct Product {
 
 constexpr int64_t kGroup = 128;  // of activations, where weights have none
 
+template <class Weights>
+void by_channel(const Linear* by, const bf16* x, int64_t rows, bf16* out) {
+  Product<Weights>{x, rows, out, by->inputs, by->outputs, kGroup, static_cast<const uint8_t*>(by->weights),
+                   static_cast<const float*>(by->scales), nullptr, nullptr, by->bias}
+      .run();
+}
+
 }  // namespace
 
 extern "C" {
 
-void capstan_int8(const bf16* x, int64_t rows, bf16* out, int64_t inputs, int64_t outputs, const uint8_t* weights,
-                  const float* scales, const bf16* bias) {
-  Product<Int8>{x, rows, out, inputs, outputs, kGroup, weights, scales, nullptr, nullptr, bias}.run();
+void capstan_int8(const Linear* by, const bf16* x, int64_t rows, bf16* out) { by_channel<Int8>(by, x, rows, out); }
+
+void capstan_int8_dynamic(const Linear* by, const bf16* x, int64_t rows, bf16* out) {
+  by_channel<Int8Dynamic>(by, x, rows, out);
 }
 
-void capstan_int8_dynamic(const bf16* x, int64_t rows, bf16* out, int64_t inputs, int64_t outputs,
-                          const uint8_t* weights, const float* scales, const bf16* bias) {
-  Product<Int8Dynamic>{x, rows, out, inputs, outputs, kGroup, weights, scales, nullptr, nullptr, bias}.run();
-}
-
-void capstan_int4(const bf16* x, int64_t rows, bf16* out, int64_t inputs, int64_t outputs, const uint8_t* weights,
-                  int64_t group, const bf16* scales, const bf16* middles, const bf16* bias) {
-  Product<Int4>{x, rows, out, inputs, outputs, group, weights, nullptr, scales, middles, bias}.run();
+void capstan_int4(const Linear* by, const bf16* x, int64_t rows, bf16* out) {
+  Product<Int4>{x, rows, out, by->inputs, by->outputs, by->group, static_cast<const uint8_t*>(by->weights), nullptr,
+                static_cast<const bf16*>(by->scales), static_cast<const bf16*>(by->middles), by->bias}
+      .run();
 }
 
 }  // extern "C"

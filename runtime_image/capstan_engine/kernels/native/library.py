@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 _HERE: Final = Path(__file__).parent
-_SOURCES: Final = ("products.cpp", "integers.cpp", "step.cpp")
+_SOURCES: Final = ("products.cpp", "integers.cpp", "step.cpp", "layer.cpp")
 _OPTIONS: Final = ("-O3", "-std=c++17", "-fPIC", "-fopenmp")
 
 
@@ -55,14 +55,15 @@ LEVELS: Final = (
 """The best first."""
 _TYPES: Final = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 _SIGNATURES: Final = {
-    "capstan_bf16": "pnpnnpp",
-    "capstan_int8": "pnpnnppp",
-    "capstan_int8_dynamic": "pnpnnppp",
-    "capstan_int4": "pnpnnpnppp",
+    "capstan_bf16": "ppnp",
+    "capstan_int8": "ppnp",
+    "capstan_int8_dynamic": "ppnp",
+    "capstan_int4": "ppnp",
     "capstan_norm": "pppnnfp",
     "capstan_gate": "pnnp",
     "capstan_rotate_and_write": "pnnnnppppfpp",
     "capstan_decode": "pnnnnnpnpnnpfp",
+    "capstan_layer": "pppnnppppnpn",
 }
 """Arguments of each function: a pointer, a number or a float. None returns anything."""
 _COMPILE_TIMEOUT_S: Final = 120

@@ -33,7 +33,10 @@ struct Product {
     for (int64_t k = first; k < end; k += 2, w += 2 * kOutputs) {
       Ints pairs[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) pairs[v] = load_ints(w + 32 * v);
+      for (int v = 0; v < kVectors; ++v) {
+        fetch_ahead(w + 32 * v);
+        pairs[v] = load_ints(w + 32 * v);
+      }
 #pragma GCC unroll 6
       for (int r = 0; r < n; ++r) {
         const Ints activations = word(x + (row + r) * inputs + k);
@@ -69,7 +72,6 @@ struct Product {
 
 }  // namespace
 
-extern "C" void capstan_bf16(const bf16* x, int64_t rows, bf16* out, int64_t inputs, int64_t outputs,
-                             const bf16* weights, const bf16* bias) {
-  Product{x, rows, out, inputs, outputs, weights, bias}.run();
+extern "C" void capstan_bf16(const Linear* by, const bf16* x, int64_t rows, bf16* out) {
+  Product{x, rows, out, by->inputs, by->outputs, static_cast<const bf16*>(by->weights), by->bias}.run();
 }

@@ -7,7 +7,7 @@ scale each, to 16 bits where only the weights are meant to be rounded (a bfloat1
 otherwise.
 """
 
-from collections.abc import Callable
+import ctypes
 from typing import Any, Final
 
 import torch
@@ -17,7 +17,7 @@ from capstan_engine.kernels import reference
 from capstan_engine.kernels.native.library import library, required
 from capstan_engine.kernels.protocol import Linear
 
-__all__ = ["pack_int4", "pack_int8", "pack_int8_dynamic", "pack_linear"]
+__all__ = ["Product", "pack_int4", "pack_int8", "pack_int8_dynamic", "pack_linear"]
 
 _BLOCK: Final = 64
 """Outputs that one thread computes together."""
@@ -27,7 +27,8 @@ def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     """`weight` `[N, K]`, `bias` `[N]`. What is not bfloat16, or has an odd K, goes to torch."""
     if weight.dtype is not torch.bfloat16 or weight.shape[1] % 2:
         return reference.pack_linear(weight, bias)
-    return _Product(required().capstan_bf16, weight.shape, _by_words(weight.contiguous().view(torch.uint8)), bias)
+    words = _by_words(weight.contiguous().view(torch.uint8))
+    return Product(required().capstan_bf16, weight.shape, bias, words)
 
 
 def pack_int8(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> Linear | None:
@@ -38,7 +39,8 @@ def pack_int8(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | No
     found = library()
     if found is None:
         return None
-    return _Product(found.capstan_int8, codes.shape, _by_words(_wide(codes, 2).view(torch.uint8), 2), scales, bias)
+    words = _by_words(_wide(codes, 2).view(torch.uint8), 2)
+    return Product(found.capstan_int8, codes.shape, bias, words, scales)
 
 
 def pack_int8_dynamic(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> Linear | None:
@@ -47,7 +49,7 @@ def pack_int8_dynamic(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Ten
     if found is None:
         return None
     words = _by_words(_wide(codes, 4).view(torch.uint8) ^ 128)
-    return _Product(found.capstan_int8_dynamic, codes.shape, words, scales, bias)
+    return Product(found.capstan_int8_dynamic, codes.shape, bias, words, scales)
 
 
 def pack_int4(
@@ -61,29 +63,55 @@ def pack_int4(
     if found is None:
         return None
     low, high = codes.view(len(codes), -1, 2, 4).unbind(2)
-    words = _by_words((low | (high << 4)).flatten(1))
+    words = _by_words((high << 4).bitwise_or_(low).flatten(1))
     group_size = codes.shape[1] // len(scales)
-    return _Product(found.capstan_int4, codes.shape, words, group_size, _by_block(scales), _by_block(middles), bias)
+    return Product(found.capstan_int4, codes.shape, bias, words, _by_block(scales), _by_block(middles), group_size)
 
 
-class _Product:
+class _Linear(ctypes.Structure):
+    """As blocks.h declares it."""
+
+    _fields_ = (
+        ("multiply", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("middles", ctypes.c_void_p),
+        ("group", ctypes.c_int64),
+    )
+
+
+class Product:
     """A function of the library with all of its arguments but the activations and the place for the result.
 
     It is given addresses, so the tensors are held here for as long as they may be called with.
     """
 
-    def __init__(self, function: Callable[..., None], shape: torch.Size, *rest: torch.Tensor | int | None) -> None:
-        self._function = function
-        self._num_outputs, self._num_inputs = shape
-        self._held = rest
-        self._rest: tuple[Any, ...] = tuple(
-            value.data_ptr() if isinstance(value, torch.Tensor) else value for value in rest
-        )
+    def __init__(
+        self,
+        function: Any,
+        shape: torch.Size,
+        bias: torch.Tensor | None,
+        weights: torch.Tensor,
+        scales: torch.Tensor | None = None,
+        middles: torch.Tensor | None = None,
+        group_size: int = 0,
+    ) -> None:
+        self._multiply = function
+        self._num_outputs, num_inputs = shape
+        self._held = (bias, weights, scales, middles)
+        addresses = (None if tensor is None else tensor.data_ptr() for tensor in self._held)
+        start = ctypes.cast(function, ctypes.c_void_p)
+        self._linear = _Linear(start, num_inputs, self._num_outputs, *addresses, group_size)
+        self.address: Final = ctypes.addressof(self._linear)
+        """Of the `Linear` that the library's functions take, for as long as this is held."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x, rows = x.contiguous(), x.shape[0]
         out = x.new_empty(rows, self._num_outputs)
-        self._function(x.data_ptr(), rows, out.data_ptr(), self._num_inputs, self._num_outputs, *self._rest)
+        self._multiply(self.address, x.data_ptr(), rows, out.data_ptr())
         return out
 
 

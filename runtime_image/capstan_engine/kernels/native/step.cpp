@@ -10,6 +10,7 @@
 #include <initializer_list>
 #include <vector>
 
+#include "step.h"
 #include "vectors.h"
 
 namespace {

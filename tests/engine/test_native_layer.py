@@ -1,0 +1,197 @@
+"""A layer in one call is its parts one by one, to the last bit; and a model decodes the same tokens by it.
+
+At every level of instructions that this processor has.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstan_api.engine_args import Precision, Quantization
+from capstan_engine.kernels import KvLayout, LayerParts, QkNorm, Span, native
+from capstan_engine.kernels.native import library as module
+from capstan_engine.kernels.native import products
+from capstan_engine.kernels.native.layer import FusedLayer
+from capstan_engine.kernels.native.library import LEVELS, compiled, library, load, processor_flags
+from capstan_engine.kernels.stage import HostStage
+from capstan_engine.models.layers import DecoderLayer
+from capstan_engine.quant.choose import choose
+from capstan_engine.runner.runner import Runner
+from capstan_engine.scheduler.step import StepPlan
+from tiny_models import Case, load_runner, random_prompt, scheduled, write_checkpoint
+
+pytestmark = pytest.mark.skipif(library() is None, reason="nothing can be compiled here")
+
+torch.set_num_threads(1)
+BF16 = torch.bfloat16
+HIDDEN, INNER, WIDTH = 128, 384, 32
+
+
+@pytest.fixture(scope="module", params=LEVELS, ids=lambda level: level.name, autouse=True)
+def at_each_level(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of the kernels come from the library of this level."""
+    if not request.param.flags <= processor_flags():
+        pytest.skip("not with this processor")
+    found = load(compiled(request.param))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "library", lambda: found)
+        patch.setattr(products, "library", lambda: found)
+        yield
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(BF16)
+
+
+def parts_of(quantization: Quantization, heads: tuple[int, int], *, norms: bool, bias: bool) -> LayerParts:
+    num_heads, num_kv_heads = heads
+    form = choose({}, quantization)
+
+    def linear(num_outputs: int, num_inputs: int, seed: int) -> products.Linear:
+        weight = random(num_outputs, num_inputs, seed=seed) * num_inputs**-0.5
+        return form.pack(weight, random(num_outputs, seed=seed + 50) if bias else None, native)
+
+    return LayerParts(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=WIDTH,
+        eps=1e-5,
+        input_norm=random(HIDDEN, seed=1),
+        qkv=linear((num_heads + 2 * num_kv_heads) * WIDTH, HIDDEN, 2),
+        qk_norm=QkNorm(random(WIDTH, seed=3), random(WIDTH, seed=4), 1e-6) if norms else None,
+        output=linear(HIDDEN, num_heads * WIDTH, 5),
+        post_attention_norm=random(HIDDEN, seed=6),
+        gate_up=linear(2 * INNER, HIDDEN, 7),
+        down=linear(HIDDEN, INNER, 8),
+    )
+
+
+@settings(max_examples=40)
+@given(
+    starts=st.lists(st.integers(0, 300), min_size=1, max_size=6),
+    quantization=st.sampled_from(Quantization),
+    heads=st.sampled_from([(4, 1), (4, 4), (8, 2), (12, 4)]),
+    window=st.sampled_from([None, 1, 40]),
+    norms=st.booleans(),
+    bias=st.booleans(),
+    first=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_layer_at_once_is_its_parts_one_by_one(
+    starts: list[int],
+    quantization: Quantization,
+    heads: tuple[int, int],
+    window: int | None,
+    norms: bool,
+    bias: bool,
+    first: bool,
+    seed: int,
+) -> None:
+    """NaN in every block that belongs to nobody; rows of padding beyond those of the step."""
+    parts = parts_of(quantization, heads, norms=norms, bias=bias)
+    fused = native.fuse_layer(parts)
+    assert fused is not None
+    size, generator = 16, torch.Generator().manual_seed(seed)
+    starts = sorted(starts, reverse=True)
+    num_blocks = sum(start // size + 1 for start in starts) + 3
+    layout = KvLayout(num_blocks, heads[1], size)
+    free = torch.randperm(num_blocks, generator=generator).tolist()
+    spans = [Span(start, 1, [free.pop() for _ in range(start // size + 1)]) for start in starts]
+    cache = random(2, *layout, WIDTH, seed=seed)
+    cache[:, free] = math.nan
+    plan = native.plan_attention(spans, layout, [window], BF16, HostStage())[window]
+    rows = len(starts)
+    x, delta = random(rows + 2, HIDDEN, seed=seed + 1), None if first else random(rows + 2, HIDDEN, seed=seed + 2)
+    angles = torch.randn(rows + 2, 1, WIDTH // 2, generator=generator)
+    cos, sin = angles.cos().repeat(1, 1, 2).to(BF16), torch.cat((-angles.sin(), angles.sin()), -1).to(BF16)
+
+    class Apart:
+        """The backend without its whole layers."""
+
+        def __getattr__(self, name: str) -> object:
+            if name == "fuse_layer":
+                raise AttributeError
+            return getattr(native, name)
+
+    outcomes = []
+    for kernels in (native, Apart()):
+        ours, stream, left = cache.clone(), x.clone(), None if delta is None else delta.clone()
+        left = DecoderLayer(kernels, parts, window).forward(stream, left, cos, sin, ours, plan)
+        outcomes.append((stream[:rows], left[:rows], ours))
+        assert bool(left.isfinite().all())
+    for one, other in zip(*outcomes, strict=True):
+        assert torch.equal(one.view(torch.int16), other.view(torch.int16))
+
+
+@pytest.mark.parametrize("length", [2, 5])
+def test_a_step_with_a_prompt_is_computed_part_by_part(length: int) -> None:
+    parts = parts_of(Quantization.NONE, (4, 2), norms=False, bias=False)
+    fused = native.fuse_layer(parts)
+    assert fused is not None
+    layout = KvLayout(4, 2, 16)
+    plan = native.plan_attention([Span(3, 1, [0]), Span(0, length, [1])], layout, [None], BF16, HostStage())[None]
+    x, cache = random(length + 1, HIDDEN), torch.zeros(2, *layout, WIDTH, dtype=BF16)
+    before = x.clone()
+    assert fused(x, None, x, x, cache, plan) is None
+    assert torch.equal(x, before)
+    assert not bool(cache.any())
+
+
+def test_what_is_not_all_ours_is_computed_part_by_part() -> None:
+    parts = parts_of(Quantization.NONE, (4, 2), norms=False, bias=False)
+    weight = torch.randn(HIDDEN, INNER)
+    assert native.fuse_layer(parts) is not None
+    others = {name: getattr(parts, name) for name in parts.__dataclass_fields__}
+    assert native.fuse_layer(LayerParts(**others | {"down": native.pack_linear(weight, None)})) is None
+    assert native.fuse_layer(LayerParts(**others | {"head_dim": 24})) is None
+
+
+@pytest.fixture(scope="module", params=["Llama", "Qwen3", "Mistral"])
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    window = {"sliding_window": 20} if request.param == "Mistral" else {}
+    return write_checkpoint(tmp_path_factory.mktemp(request.param), Case(request.param, {**config, **window}))
+
+
+def decoded(runner: Runner, num_tokens: int = 24) -> list[list[int]]:
+    """Greedily, for prompts of several lengths, all of them in each step."""
+    prompts = [random_prompt(length, seed=length) for length in (40, 17, 3)]
+    outputs: list[list[int]] = [[] for _ in prompts]
+    for _ in range(num_tokens):
+        requests = []
+        for i, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+            known = prompt + output
+            start = len(known) - 1 if output else 0
+            blocks = range(16 * i, 16 * i + 16)
+            requests.append(
+                scheduled(known[start:], start=start, blocks=blocks, prompt=prompt, output=output, request_id=f"{i}")
+            )
+        sampled = runner.execute(StepPlan(tuple(requests))).sampled
+        for i, output in enumerate(outputs):
+            output.append(sampled[f"{i}"].token_id)
+    return outputs
+
+
+@pytest.mark.parametrize("quantization", [Quantization.NONE, Quantization.INT8, Quantization.INT4_GROUP32])
+def test_a_model_decodes_the_same_tokens_by_whole_layers(
+    model_dir: Path, quantization: Quantization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    call = FusedLayer.__call__
+
+    def counted(self: FusedLayer, *args: torch.Tensor) -> torch.Tensor | None:
+        calls.append(left := call(self, *args))
+        return left
+
+    monkeypatch.setattr(FusedLayer, "__call__", counted)
+    whole = decoded(load_runner(model_dir, precision=Precision.BFLOAT16, quantization=quantization))
+    assert any(left is not None for left in calls)
+    monkeypatch.setattr(native, "fuse_layer", lambda _: None)
+    apart = decoded(load_runner(model_dir, precision=Precision.BFLOAT16, quantization=quantization))
+    assert whole == apart
+    assert all(len(set(tokens)) > 1 for tokens in whole)
