@@ -1,7 +1,7 @@
 """What happened to each request, and the figures that sum it up. Pure: no clock, no network.
 
 Times of an `Outcome` are seconds since the start of the run, as the client saw them. TTFT counts from the moment the
-request was sent; what the generator itself was late by is reported apart (`lateness`), so a slow generator shows as
+request was sent; what the generator itself was late by is reported apart (`lateness_ms`), so a slow generator shows as
 itself and never hides in, or flatters, the server's figures.
 """
 

@@ -22,7 +22,7 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from capstan_operator.decide import bank, batch_limits, limits_memory, outlook, replicas, sizing
+from capstan_operator.decide import bank, lateness, limits_memory, outlook, replicas, sizing
 from capstan_sim.cases import CASES
 from capstan_sim.measure import attained, summary
 from capstan_sim.simulation import Record
@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[Without, ...]] = {
     # The token budget rises while prompts queue.
     "burst": ((limits_memory, "_BURST", 1),),
     # Measured TPOT corrects the modelled token budget.
-    "guard": ((batch_limits, "_GUARD_BOUNDS", (1.0, 1.0)),),
+    "guard": ((lateness, "_GUARD_BOUNDS", (1.0, 1.0)),),
     # One removal at a time, and none before enough was seen.
     "patience": ((replicas, "_BETWEEN_REMOVALS_S", 0.0), (replicas, "LEAST_SEEN_S", 0.0)),
     LIMITS: (),
