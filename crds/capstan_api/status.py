@@ -143,9 +143,9 @@ class UsageStatus(Contract):
 
     replica_hours: str = Field(default="0", description="Sum of all replicas' running time, a decimal number.")
     accelerator_hours: str = Field(
-        default="0", description="Replica hours times the accelerators of one replica; 0 on processors only."
+        default="0", description="Sum of the running time of their accelerators; 0 on processors only."
     )
-    cost: str = Field(default="0", description="Replica hours times costPerHour, a decimal number.")
+    cost: str = Field(default="0", description="Sum of costPerHour over the replica hours, a decimal number.")
     since: Timestamp | None = Field(default=None, description="Start of the count, RFC 3339 in UTC.")
 
 

@@ -148,18 +148,16 @@ class ControlPlane:
             names = [slo.name for slo in self._deployment.spec.slos]
             classes = dict(zip(names, counted, strict=True))
             in_flight = {p.id: float(p.replica.outstanding) for p in fleet.pods if p.replica is not None}
-            metrics = GatewayMetrics.model_construct(
-                at=now, classes=classes, held=float(len(fleet.gateway)), in_flight=in_flight
-            )
+            metrics = GatewayMetrics.made(at=now, classes=classes, held=float(len(fleet.gateway)), in_flight=in_flight)
             table = tuple(
                 ReplicaEntry.model_construct(id=r.id, url=r.url or "", state=ReplicaState(r.phase.value))
                 for r in replicas
                 if r.phase in (Phase.READY, Phase.DRAINING)
             )
-        gateway = Gateway.model_construct(
+        gateway = Gateway.made(
             id="gateway-0", revision=self._gateway_revision, phase=Phase.READY, table=table, metrics=metrics
         )
-        return Observation.model_construct(
+        return Observation.made(
             at=now,
             replicas=replicas,
             gateways=(gateway,),
@@ -177,7 +175,7 @@ class ControlPlane:
                 counters.restarted(pod.number)
             served = counters.served(pod.number)
             num_steps = engine.num_steps(fleet.now)
-            metrics = EngineMetrics.model_construct(
+            metrics = EngineMetrics.made(
                 at=now,
                 heartbeat=now,
                 running=float(engine.num_running),
@@ -202,7 +200,7 @@ class ControlPlane:
                 version=life.version,
                 lease_remaining_seconds=None if life.lease_until is None else life.lease_until - fleet.now,
             )
-        return Replica.model_construct(
+        return Replica.made(
             id=pod.id,
             revision=life.revision,
             phase=_PHASES[pod.phase],
@@ -257,17 +255,18 @@ def _end(fleet: Fleet, pod: Pod) -> None:
 
 def _steps(run: Run, number: int) -> list[StepSample]:
     """Those of the run from `number` on."""
-    first, pairs = run.first, float(run.pairs)
-    # By place: these are made by the hundred thousand.
+    first, _, num_steps, prefill_tokens, sequences, context, pairs, first_s, growth_s = run
+    attention_pairs, end = float(pairs), run.end
+    # By place and without a detour: these are made by the hundred thousand.
     return [
         StepSample(
-            number,
-            EPOCH_S + run.end(number - first + 1),
-            run.first_s + (number - first) * run.growth_s,
-            run.prefill_tokens,
-            run.sequences,
-            run.context + (number - first) * run.sequences,
-            pairs,
+            first + step,
+            EPOCH_S + end(step + 1),
+            first_s + step * growth_s,
+            prefill_tokens,
+            sequences,
+            context + step * sequences,
+            attention_pairs,
         )
-        for number in range(max(number, first), first + run.num_steps)
+        for step in range(max(number - first, 0), num_steps)
     ]

@@ -85,7 +85,7 @@ class _ClassCounts:
         return Served(1, ttft_good and tpot_good, ttft_good, tpot_good)
 
     def counters(self) -> ClassCounters:
-        return ClassCounters.model_construct(
+        return ClassCounters.made(
             arrived=float(self.arrived),
             arrived_tokens=float(self.arrived_tokens),
             completed=float(self._completed),
@@ -107,4 +107,4 @@ class _Buckets:
         self._counts[bisect_left(self._bounds, seconds)] += 1
 
     def histogram(self) -> Histogram:
-        return Histogram.model_construct(bounds=self._bounds, counts=tuple(map(float, accumulate(self._counts))))
+        return Histogram.made(bounds=self._bounds, counts=tuple(map(float, accumulate(self._counts))))

@@ -17,6 +17,7 @@ def fleet(
     *shortfall: float,
     floor: int = 0,
     ceiling: int = 20,
+    needed: int | None = None,
     asked: int | None = None,
     wanted: int = 0,
     live: int | None = None,
@@ -25,11 +26,12 @@ def fleet(
     each: int = 1,
 ) -> Claim:
     """A resource whose objective is met with as many replicas as there are shortfalls but one."""
-    needed = len(shortfall) - 1 if shortfall else floor
+    enough = max(len(shortfall) - 1, floor)
     demand = Demand(
         floor=floor,
         ceiling=ceiling,
-        asked=max(needed, floor) if asked is None else asked,
+        needed=min(enough, enough if asked is None else asked) if needed is None else needed,
+        asked=enough if asked is None else asked,
         wanted=wanted,
         live=wanted if live is None else live,
         leaving=leaving,
@@ -48,6 +50,13 @@ def test_where_there_is_enough_everybody_gets_what_it_asks_for_and_room_to_grow(
     assert shares["a"] >= 3
     assert shares["b"] >= 5
     assert sum(shares.values()) == 12
+
+
+def test_what_is_needed_now_goes_before_what_was_needed_once() -> None:
+    cautious, pressed = fleet(*needs(1), wanted=3, asked=4), fleet(*needs(3), wanted=3, needed=4, asked=6)
+    assert divide(6, {"cautious": cautious, "pressed": pressed}) == {"cautious": 2, "pressed": 3}
+    leaving = fleet(*needs(1), wanted=2, asked=4)
+    assert divide(6, {"cautious": leaving, "pressed": pressed}) == {"cautious": 2, "pressed": 4}
 
 
 def test_an_accelerator_goes_where_it_earns_most() -> None:

@@ -37,7 +37,7 @@ def share(budgets: Budgets, of: InferenceDeployment, count: int = 1, at: float =
 def busy(wanted: int, needed: int) -> Demand:
     curve = (1.0, *(1 - 0.05 * n for n in range(1, needed)), 0.0)
     tiers = (Tier(priority=0, shortfall=curve),)
-    return Demand(floor=1, ceiling=8, asked=needed, wanted=wanted, live=wanted, leaving=0, tiers=tiers)
+    return Demand(floor=1, ceiling=8, needed=needed, asked=needed, wanted=wanted, live=wanted, leaving=0, tiers=tiers)
 
 
 def test_who_asks_for_no_accelerator_or_for_another_one_takes_no_part() -> None:

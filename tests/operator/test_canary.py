@@ -130,6 +130,20 @@ def test_limits_that_make_the_canary_slower_than_its_peers_are_taken_back() -> N
     assert "not again for 60 s" in verdict.because
 
 
+def test_what_a_trial_spoilt_is_no_excuse_for_the_next_one() -> None:
+    house = House([0.01, 0.01, 0.01], step_s=(0.04, 0.02, 0.02)).until_tried()
+    house.late[0] = 0.4
+    assert house.until_verdict().outcome is Outcome.REVERTED
+    assert house.canary.refuses(OLD, NEW, house.now), "its answers have to run out first"
+    assert not house.canary.marks
+    house.late[0] = 0.01
+    house.until_tried()
+    assert house.canary.trial is not None
+    assert house.canary.trial.before.share(1) < 0.1
+    house.late[0] = 0.4
+    assert house.until_verdict().outcome is Outcome.REVERTED
+
+
 def test_what_is_late_everywhere_is_not_the_new_limits_fault() -> None:
     house = House([0.01, 0.01, 0.01]).until_tried()
     house.late = [0.4, 0.4, 0.4]

@@ -169,6 +169,22 @@ def test_hours_of_accelerators_are_those_of_all_that_a_replica_has(resources: di
     assert float(usage.accelerator_hours) == pytest.approx(each * float(usage.replica_hours), abs=1e-3)
 
 
+def test_an_edit_does_not_change_what_was_spent() -> None:
+    def priced(cost: str, count: int) -> InferenceDeployment:
+        return deployment(
+            variants=[{"name": "it", "costPerHour": cost, "resources": {"accelerator": {"count": count}}}]
+        )
+
+    dear, cheap = priced("8", 4), priced("1", 1)
+    memory = Memory.restored(decided(dear, replica(dear)).memory.durable())
+    for of, hour in ((dear, 1), (cheap, 2)):
+        later = NOW + hour * 3600
+        there = replica(of, created_at=NOW)
+        memory = decide(of, observation(of, there, at=later), memory, later).memory
+    usage = memory.ledger
+    assert (usage.replica_hours, usage.accelerator_hours, usage.cost) == pytest.approx((2, 5, 9), abs=0.01)
+
+
 def test_an_operator_that_was_away_does_not_put_to_sleep_at_once() -> None:
     of = deployment(scaling={"minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 60}})
     stale = Memory.restored(decided(of, replica(of)).memory.durable())

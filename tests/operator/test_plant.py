@@ -35,10 +35,9 @@ def test_four_times_the_load_brings_a_second_replica_and_its_end_takes_it_back()
 def test_limits_settle_under_constant_load(rate: float) -> None:
     plant = Plant(deployment(), lambda _: rate, costs=STEP_COSTS).run(260)
 
-    assert len(set(plant.budgets)) > 3, "they had somewhere to go"
-    assert len(set(plant.budgets[150:])) == 1
+    assert len(set(plant.budgets[100:])) == 1
     assert len(set(plant.replicas[100:])) == 1
-    assert all(renewals_only(decision) for decision in plant.decisions[150:])
+    assert all(renewals_only(decision) for decision in plant.decisions[100:])
 
 
 def test_a_settled_budget_keeps_full_steps_within_the_threshold() -> None:

@@ -20,11 +20,12 @@ SCALING = deployment(scaling={"minReplicas": 1, "maxReplicas": 8}).spec.scaling
 UP_S, DOWN_S = 5, 20
 
 
-def sized(load: float) -> Sizing:
+def sized(load: float, unavoidable: float = 0.0) -> Sizing:
     """Of a look-back in which fleets smaller than `load` missed everything, and larger ones ever less."""
     fleets = sizes(SCALING.max_replicas)
     shares = np.minimum(1.0, np.exp(-12 * (fleets / max(load, 1e-3) - 1)))
     shares[-1] = 0.0
+    shares = np.maximum(shares, unavoidable)
     slot = Slot(start=NOW - 20, end=NOW, arrived=(1000.0,), missed=(curve(1000 * shares),))
     bank = Bank(classes=("interactive",), since=NOW - 1000, slots=(slot,))
     return size(bank, fleets, [0.05], 1.0)
@@ -88,6 +89,15 @@ def test_a_replica_goes_once_the_smaller_fleet_was_safe_for_the_whole_look_back(
     late = after(steady(DOWN_S + 1, 0.5, ready=3), memory=young)
     assert late.memory.wanted == 2
     assert late.message == "2 replicas would have missed 0.0 % ≤ 5.0 % of interactive in the last 20 s: 3 → 2 replicas"
+
+
+def test_misses_of_every_fleet_ask_for_no_replica_and_give_none_up() -> None:
+    turns = [(situation(3), sized(0.5, unavoidable=0.9))] * (2 * DOWN_S)
+    advice = after(turns, wanted=3)
+    assert advice.memory.wanted == 3
+    assert advice.reason == "ObjectiveOutOfReach"
+    assert advice.message == "no fleet would have met interactive: 3 replicas kept"
+    assert after([(situation(3), sized(0.5, unavoidable=0.2))] * (2 * DOWN_S), wanted=3).memory.wanted == 1
 
 
 def test_replicas_go_one_at_a_time() -> None:

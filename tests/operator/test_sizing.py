@@ -65,8 +65,8 @@ def test_what_is_told_of_a_fleet_agrees_with_what_is_asked_for(load: float, fact
 
 def test_the_margin_shrinks_with_what_was_seen_and_grows_with_slow_starts() -> None:
     calm = Feedback()
-    assert margin(calm, 0.01, 0, 60) > margin(calm, 0.01, 3600, 60) > margin(calm, 0.01, 86_400, 60) > 1.0
-    assert margin(calm, 0.01, 3600, 300) == pytest.approx(margin(calm, 0.01, 3600, 60) + 4 * 0.03)
+    assert margin([calm], [0.01], 0, 60) > margin([calm], [0.01], 3600, 60) > margin([calm], [0.01], 86_400, 60) > 1.0
+    assert margin([calm], [0.01], 3600, 300) == pytest.approx(margin([calm], [0.01], 3600, 60) + 4 * 0.03)
 
 
 def test_only_misses_that_were_not_told_add_to_the_margin() -> None:

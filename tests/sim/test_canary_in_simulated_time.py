@@ -157,9 +157,8 @@ def test_a_slower_replica_is_the_one_that_limits_are_tried_on():
     tried = {trial.replica for trial in trials if trial is not None and trial.since > played.turns[0][0].at + 60}
     assert tried == {slow}
     assert played.verdicts(Outcome.REVERTED)
-    # What two of the three could bear is not given to all: a step beside ten sequences must fit the slowest one.
-    budgets = [budget for at, budget in played.budgets if at > 30]
-    assert max(budgets) < 800
+    # What all were given the slowest one could bear too.
+    assert good(played, 50, 300) >= 0.95
 
 
 def test_noise_of_a_constant_load_leaves_the_limits_alone():

@@ -14,7 +14,8 @@ The requests that are late are those whose wait exceeds the threshold, and a sha
 counts requests, most of which decode, and so still puts long prompts behind one another. The wait of an M/G/1 queue has
 the tail ρ·exp(−2(1 − ρ)·slack·E[S] / E[S²]) (Kingman, 1962); with two replicas to choose from the exponent doubles.
 That factor is the one constant here that was fitted: to fleets of fixed size in simulation, whose misses the bank then
-tells within about a third.
+tells within about a third. Lengths being exponential, exp(−2·tokens·E[I] / E[I²]) of the prompts are longer than the
+tokens that the threshold has room for, and late without any queue.
 
 The surprising idea: the fleets also obey the batch limits' own rule (the budget rises while prompts queue), and the one
 of the real size is held against what really runs, so that output lengths need not be known before requests finish.
@@ -22,11 +23,12 @@ Knows no objective and no decision: `replicas` reads it. Nothing here looks at a
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from capstan_operator.decide.curve import Array, Curve, curve, values
+from capstan_operator.decide.curve import NUM_BYTES, Array, Curve, curve, values
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.latencies import TPOT_S, TTFT_S, Latencies
 from capstan_operator.decide.values import Value
@@ -105,7 +107,7 @@ class Slot(Value):
 
     def plus(self, later: "Slot", num_fleets: int) -> "Slot":
         both = zip(self.missed, later.missed, strict=True)
-        return Slot.model_construct(
+        return Slot.made(
             start=self.start,
             end=later.end,
             arrived=tuple(a + b for a, b in zip(self.arrived, later.arrived, strict=True)),
@@ -147,7 +149,7 @@ class Bank(Value):
         size = -(-len(self.slots) // _DURABLE_SLOTS) or 1
         for i in range(0, len(self.slots), size):
             slot = self.slots[i]
-            num_fleets = len(slot.missed[0]) // 4 if slot.missed else 0
+            num_fleets = len(slot.missed[0]) // NUM_BYTES if slot.missed else 0
             for later in self.slots[i + 1 : i + size]:
                 slot = slot.plus(later, num_fleets)
             merged.append(slot)
@@ -170,14 +172,15 @@ class Bank(Value):
 
         `running` requests are on the `num_ready` real replicas. The look-back is `span_s` long.
         """
-        names = tuple(c.name for c in classes)
+        names = tuple([c.name for c in classes])
         before = self if self.classes == names else Bank(classes=names)
-        real = np.concatenate([[max(num_ready, _NONE_READY)], sizes[1:]])
-        fleets = _Fleets(before, real, engine, classes)
+        real = sizes.copy()
+        real[0] = max(num_ready, _NONE_READY)
+        fleets = _Fleets(before, real, engine, tuple(classes))
         share = fleets.run(arrived, seconds)
         fleets.correct(running if num_ready else 0.0, seconds)
         requests = tuple(a.requests for a in arrived)
-        new = Slot.model_construct(
+        new = Slot.made(
             start=now - seconds,
             end=now,
             arrived=requests,
@@ -188,7 +191,7 @@ class Bank(Value):
             slots = (*slots[:-1], slots[-1].plus(new, len(sizes)))
         else:
             slots = (*(slot for slot in slots if slot.end > now - span_s), new)
-        return Bank.model_construct(
+        return Bank.made(
             classes=names,
             since=before.since if before.since is not None else now - seconds if any(requests) else None,
             backlog=tuple(curve(row) for row in fleets.backlog),
@@ -205,7 +208,7 @@ class Bank(Value):
 
     def misses(self, num_fleets: int) -> Misses:
         """What each fleet would have missed over the look-back."""
-        num_classes, size = len(self.classes), len(curve(np.zeros(num_fleets)))
+        num_classes, size = len(self.classes), NUM_BYTES * num_fleets
         requests = np.sum([slot.arrived for slot in self.slots], axis=0) if self.slots else np.zeros(num_classes)
         rows = [row for slot in self.slots for row in slot.missed]
         together = b"".join(row if len(row) == size else curve(values(row, num_fleets)) for row in rows)
@@ -228,22 +231,19 @@ class _Fleets:
         self.stay = bank.stay
         self._sizes, self._engine, self._classes = sizes, engine._replace(output=engine.output * bank.stay), classes
         rows = bank.backlog or (b"",) * len(classes)
-        self.backlog = np.stack([values(row, num_fleets) for row in rows])
+        self.backlog = np.array([values(row, num_fleets) for row in rows])
         self.sequences = values(bank.sequences, num_fleets)
         self.step_s = np.maximum(values(bank.step_s, num_fleets), _SHORTEST_STEP_S)
         self.gap_s = values(bank.gap_s, num_fleets)
-        # Who goes before whom: the backlog of a class is its own and that of all at least as urgent.
-        self._before = np.array([[a.priority >= b.priority for a in classes] for b in classes], dtype=float)
-        self._last = int(np.argmin([c.priority for c in classes]))
-        self._tightest_s = min(c.ttft_s for c in classes)
-        patience_s = _PATIENCE * max((c.ttft_s for c in classes if c.ttft_s < np.inf), default=1.0)
+        self._before, self._last, self._tightest_s, patience_s = _order(classes)
         self._longest_wait_s = np.full(num_fleets, patience_s)
         # The real one has the queue that it has.
         self._longest_wait_s[0] = np.inf
+        self._places = self._places_of(sizes)
         # Of each class in the newest slice: the least TTFT, the load, and how fast longer ones become rare.
-        self._ttfts: list[tuple[Array, Array, Array]] = [
-            (zero, zero, zero) for zero in np.zeros((len(classes), num_fleets))
-        ]
+        self._ttfts: list[tuple[Array, Array, Array]] = []
+        self._rate = np.zeros(num_fleets)
+        """Prompt tokens a second that one replica computes at most."""
 
     def run(self, arrived: Sequence[Arrived], seconds: float) -> Array:
         """[K, F] Share of the arrivals of each class that each fleet misses."""
@@ -255,7 +255,7 @@ class _Fleets:
     @property
     def above_ttft(self) -> Array:
         """[K, G, F] Share of the newest arrivals whose TTFT is above each of the bounds."""
-        return np.stack([_later(TTFT_S[:, None], *of_class) for of_class in self._ttfts])
+        return np.array([_later(TTFT_S[:, None], *of_class) for of_class in self._ttfts])
 
     @property
     def above_tpot(self) -> Array:
@@ -274,7 +274,7 @@ class _Fleets:
         top = sizes * chunk / full_s
 
         wanted = waiting / h + rates[self._last]
-        free = np.maximum(0.0, self._places() - n)
+        free = np.maximum(0.0, self._places - n)
         leaving = n / (engine.output * self.step_s)
         computed = np.minimum(np.minimum(wanted, top), engine.prompt * (free / h + leaving))
         # [K, F]: what goes before the others is computed first, and nobody waits for ever.
@@ -289,28 +289,39 @@ class _Fleets:
         finishing = n * h / (engine.output * step_s)
         self.sequences = np.maximum(0.0, n + computed * h / engine.prompt - finishing)
         self.gap_s += (step_s - self.gap_s) * np.minimum(1.0, h / (_ANSWER_SHARE * engine.output * step_s))
-        return np.stack([self._missed(k, served[k], top, step_s) for k in range(len(self._classes))])
+        self._rate = rate = top / sizes
+        own_s = np.maximum(step_s, engine.prompt / rate) + step_s / 2
+        self._ttfts = [
+            self._ttft(own_s, rate, backlog, of_class, top)
+            for backlog, of_class in zip(self.backlog, served, strict=True)
+        ]
+        pairs = zip(self._classes, self._ttfts, strict=True)
+        return np.array([self._missed(threshold, ttft) for threshold, ttft in pairs])
 
-    def _places(self) -> Array:
+    def _places_of(self, sizes: Array) -> Array:
         """[F] Requests that may run at the same time."""
         engine, most = self._engine, self._engine.max_sequences
         if engine.kv_tokens > 0:
             most = min(most, _KV_FULL * engine.kv_tokens / engine.context)
-        return self._sizes * most
+        return sizes * most
 
-    def _missed(self, k: int, served: Array, top: Array, step_s: Array) -> Array:
-        """[F] Share of the class that is late, by either threshold."""
-        engine, threshold = self._engine, self._classes[k]
-        rate = top / self._sizes
-        own_s = np.maximum(step_s, engine.prompt / rate) + step_s / 2
-        wait_s = self.backlog[k] / np.maximum(np.minimum(served, top), 1e-9)
+    def _ttft(self, own_s: Array, rate: Array, backlog: Array, served: Array, top: Array) -> tuple[Array, Array, Array]:
+        """[F] Of one class: the least TTFT, the load, and how fast longer ones become rare."""
+        wait_s = backlog / np.maximum(np.minimum(served, top), 1e-9)
         load = np.minimum(1.0, served / top)
-        decay = _TAIL * rate / engine.long_prompt * np.maximum(1 - load, 1 - _HIGHEST_LOAD)
-        self._ttfts[k] = own_s + wait_s, load, decay
-        late = np.zeros_like(step_s)
-        if threshold.ttft_s < np.inf:
-            late = _later(threshold.ttft_s, *self._ttfts[k])
-        return np.maximum(late, self.gap_s > threshold.tpot_s)
+        decay = _TAIL * rate / self._engine.long_prompt * np.maximum(1 - load, 1 - _HIGHEST_LOAD)
+        return own_s + wait_s, load, decay
+
+    def _missed(self, threshold: Class, ttft: tuple[Array, Array, Array]) -> Array:
+        """[F] Share of the class that is late, by either threshold."""
+        late: Array = (self.gap_s > threshold.tpot_s).astype(np.float64)
+        if threshold.ttft_s == np.inf:
+            return late
+        queued, least_s = _later(threshold.ttft_s, *ttft), ttft[0]
+        # Who has not waited may bring a prompt that takes too long by itself: no number of replicas helps it.
+        spare_tokens = np.maximum(0.0, threshold.ttft_s - least_s) * self._rate + self._engine.prompt
+        alone = np.exp(-2 * spare_tokens / self._engine.long_prompt)
+        return np.maximum(late, queued + (1 - queued) * alone)
 
     def correct(self, running: float, seconds: float) -> None:
         """Draw all fleets towards what really runs, in the proportion in which the one of the real size is off."""
@@ -325,6 +336,18 @@ class _Fleets:
             self.sequences = self.sequences - excess
             # Preempted: the newest of the least urgent class is computed again.
             self.backlog[self._last] += excess * self._engine.prompt
+
+
+@lru_cache(maxsize=1024)
+def _order(classes: tuple[Class, ...]) -> tuple[Array, int, float, float]:
+    """Who goes before whom [K, K], the class that goes last, the shortest TTFT threshold, and the longest wait.
+
+    The backlog of a class is its own and that of all at least as urgent.
+    """
+    before = np.array([[a.priority >= b.priority for a in classes] for b in classes], dtype=float)
+    last = int(np.argmin([c.priority for c in classes]))
+    patience_s = _PATIENCE * max((c.ttft_s for c in classes if c.ttft_s < np.inf), default=1.0)
+    return before, last, min(c.ttft_s for c in classes), patience_s
 
 
 def _later(ttft_s: float | Array, least_s: Array, load: Array, decay: Array) -> Array:

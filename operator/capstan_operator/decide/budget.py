@@ -2,8 +2,9 @@
 
     1. what each must have (`minReplicas`, or what a person has set), evenly where it is too much for all
     2. SLO classes by priority; within one, always the step that earns most attainment per accelerator
-    3. what is asked for beyond that: spares, backlogs, what is not yet safe to give up
-    4. the rest, evenly, so that everybody may grow without asking
+    3. what the last minutes need, with the margin of those who look back
+    4. what is asked for beyond that: spares, backlogs, what is not yet safe to give up
+    5. the rest, evenly, so that everybody may grow without asking
 
 Attainment is S-shaped in the size of a fleet: below its load nearly everything is late. So a step is as many replicas
 as earn most *on average*, which is an edge of the curve's lower hull, and greed is right on hulls.
@@ -46,6 +47,7 @@ def divide(total: int, claims: Mapping[str, Claim]) -> dict[str, int]:
     table.evenly({name: claim.demand.floor for name, claim in claims.items()})
     for priority in sorted({tier.priority for c in claims.values() for tier in c.demand.tiers}, reverse=True):
         table.by_earnings(priority)
+    table.evenly({name: claim.demand.needed for name, claim in claims.items()})
     table.evenly({name: claim.demand.asked for name, claim in claims.items()})
     table.evenly({name: claim.demand.ceiling for name, claim in claims.items()})
     return table.available_now()
@@ -112,7 +114,9 @@ class _Table:
         price = _PRICE_OF_A_MOVE * accelerators
         start = self._given[name]
         most = min(demand.ceiling, start + self._free // accelerators)
-        loss = [curve[min(n, len(curve) - 1)] + price * max(0, demand.wanted - n) for n in range(start, most + 1)]
+        # What nobody needs at present is not defended.
+        kept = min(demand.wanted, demand.needed)
+        loss = [curve[min(n, len(curve) - 1)] + price * max(0, kept - n) for n in range(start, most + 1)]
         for left, right in pairwise(_lower_hull(loss)):
             earned = _slope(loss, right, left)
             if earned <= 0:

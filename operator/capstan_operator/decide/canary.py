@@ -33,7 +33,7 @@ _SLACK: Final = 0.25
 """Of the share of requests that may miss."""
 _FIRST_REFUSAL_S, _LONGEST_REFUSAL_S = 60.0, 960.0
 _PAUSE_S: Final = 30.0
-"""After a trial that came to nothing."""
+"""After a trial that came to nothing, until its answers have run out."""
 _MOST_REFUSALS: Final = 4
 
 
@@ -247,8 +247,11 @@ class CanaryMemory(Value):
         return self.without_trial().model_copy(update={"paused_until": now + _PAUSE_S}), verdict
 
     def without_trial(self) -> "CanaryMemory":
-        """The memory with what is known of steps, and none underway."""
-        return self.model_copy(update={"trial": None, "begun": None})
+        """The memory with what is known of steps, and none underway.
+
+        What was counted during a trial would excuse the next one: looks begin anew.
+        """
+        return self.changed(trial=None, begun=None, marks=())
 
     def reverted(
         self, limits: BatchLimits, instead_of: BatchLimits, now: float, *, was_measured: bool = True
@@ -266,7 +269,9 @@ class CanaryMemory(Value):
             new = new.model_copy(update={"until": now + seconds})
         new = new.model_copy(update={"seconds": max(seconds, again)})
         refusals = (new, *(r for r in lately if r not in beyond))[:_MOST_REFUSALS]
-        return self.model_copy(update={"trial": None, "begun": None, "refusals": refusals})
+        if self.trial is None:
+            return self.changed(refusals=refusals)
+        return self.without_trial().changed(refusals=refusals, paused_until=now + _PAUSE_S)
 
 
 def _obstacle(trial: Trial, mine: Replica | None, fleet: Fleet, now: float) -> str | None:

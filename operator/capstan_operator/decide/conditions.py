@@ -37,7 +37,9 @@ class Finding(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Everything that conditions speak of. `overdue` have been pending for too long; `demand` is of a shared budget."""
+    """Everything that conditions speak of. `overdue` have been pending for too long; `demand` is of a shared budget;
+    `strays` have other limits than were decided.
+    """
 
     deployment: InferenceDeployment
     observation: Observation
@@ -48,6 +50,7 @@ class Scene(NamedTuple):
     said: DecisionStatus
     overdue: tuple[Replica, ...]
     demand: Demand | None
+    strays: frozenset[str]
     now: float
 
 
@@ -104,7 +107,7 @@ def _progressing(scene: Scene) -> Finding:
     if looping:
         return Finding(_FALSE, "CrashLoop", _failure(looping[0]))
     revision, leaving = scene.memory.revision, observation.with_phase(Phase.DRAINING)
-    others = any(r.revision != revision and r.phase is not Phase.DRAINING for r in observation.replicas)
+    others = [r for r in observation.replicas if r.revision != revision and r.phase is not Phase.DRAINING]
     starting = observation.with_phase(Phase.PENDING, Phase.STARTING, Phase.FAILED)
     if others or (starting and scene.memory.rollout.is_underway):
         return Finding(_TRUE, "RollingOut", f"replicas of revision {revision} take over")
@@ -191,7 +194,7 @@ def _model_cached(scene: Scene) -> Finding:
         for key, report in reports.items():
             if report.phase is phase:
                 return Finding(_FALSE, phase.value, f"{key}: {report.message or 'no amount is known yet'}")
-    if any(r.phase in (Phase.READY, Phase.DRAINING) or r.id in reports for r in ours):
+    if reports or any(r.phase is Phase.READY or r.phase is Phase.DRAINING for r in ours):
         return Finding(_TRUE, "Fetched", f"{source.uri} was fetched")
     return Finding(_UNKNOWN, "NotYetFetched", "no replica has begun to fetch it")
 
@@ -203,7 +206,7 @@ def _feasible(scene: Scene) -> Finding:
     refusal = next((words for words in refusals if words.startswith(INFEASIBLE)), None)
     if refusal is not None:
         return Finding(_FALSE, "Infeasible", refusal.removeprefix(INFEASIBLE).strip())
-    pace = Pace(model=scene.memory.model, lengths=scene.memory.lengths)
+    pace = Pace.made(model=scene.memory.model, lengths=scene.memory.lengths)
     if not pace.is_known:
         if rollout.is_underway:
             return Finding(_UNKNOWN, "NotYetKnown", "no engine of this revision has run yet")
@@ -222,11 +225,9 @@ def _limits_applied(scene: Scene) -> Finding:
     limits, ready = scene.memory.limits.limits, scene.observation.with_phase(Phase.READY)
     if limits is None or not ready:
         return Finding(_UNKNOWN, "NoReplicaReady", "no engine is there to have limits")
-    told = [(r.id, r.limits) for r in ready if r.limits is not None]
-    others = [key for key, has in told if not scene.memory.limits.allows(key, has.limits, has.envelope)]
     changed_at = scene.memory.limits.changed_at or 0.0
-    ready_at = {r.id: r.ready_at or 0.0 for r in ready}
-    late = [key for key in others if scene.now - max(changed_at, ready_at[key]) > _APPLYING_S]
+    others = [r for r in ready if r.id in scene.strays]
+    late = [r.id for r in others if scene.now - max(changed_at, r.ready_at or 0.0) > _APPLYING_S]
     if late:
         return Finding(_FALSE, "Pending", f"not yet in force on {_named(late)}")
     return Finding(_TRUE, "InForce", f"{limits.max_sequences} sequences, {limits.max_batched_tokens} tokens a step")

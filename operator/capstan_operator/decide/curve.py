@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, PlainSerializer
 
 SMALLEST: Final = 0.5
+NUM_BYTES: Final = 4
+"""Of each value in a curve."""
 _RATIO: Final = 1.04
 # Beyond the most replicas that are allowed, for the margin that a fleet of virtual ones is judged with.
 _REACH: Final = 2.0

@@ -36,7 +36,9 @@ class Decision(Value):
     changes: tuple[DecisionStatus, ...]
     """Everything that changed in this turn; empty for a hold."""
     predictions: tuple[Prediction, ...] = ()
-    """Of one replica fewer than is wanted now, of as many, and of one more; empty until anything can be told."""
+    """Of one replica fewer than is wanted now, of as many, and of one more; empty for a hold, and until anything can be
+    told.
+    """
     margin: float | None = None
     """By how much a real fleet was taken to need to be larger than the virtual one that suffices."""
     verdict: Verdict | None = None

@@ -17,8 +17,8 @@ from capstan_operator.decide.sizing import Sizing
 from capstan_operator.decide.values import Value
 
 RECENT_S: Final = 120.0
-"""Of the look-back, what earnings are read from. Whoever was busy a while ago is cautious for good reasons with its own
-replicas, and has none to keep them from somebody who is busy now."""
+"""Of the look-back, what earnings and present needs are read from. Whoever was busy a while ago is cautious for good
+reasons with its own replicas, and has none to keep them from somebody who is busy now."""
 _LEAST_OBJECTIVE: Final = 1e-6
 
 
@@ -37,6 +37,8 @@ class Demand(Value):
     floor: int
     """What it has to have before anybody has more."""
     ceiling: int
+    needed: int
+    """What the last minutes ask for, caution included; between `floor` and `asked`."""
     asked: int
     """What the law would have without an upper bound; at least `floor`."""
     wanted: int
@@ -49,7 +51,7 @@ class Demand(Value):
     @classmethod
     def standing(cls, wanted: int, live: int, leaving: int = 0) -> "Demand":
         """Of one whose number nobody else may change, or of whom no more is known."""
-        return cls(floor=wanted, ceiling=wanted, asked=wanted, wanted=wanted, live=live, leaving=leaving)
+        return cls(floor=wanted, ceiling=wanted, needed=wanted, asked=wanted, wanted=wanted, live=live, leaving=leaving)
 
 
 def demand(
@@ -77,25 +79,42 @@ def demand(
     low, high = bounds(scaling, None, startup_s, now)
     ceiling = min(high.replicas, max(low.replicas, observation.allowance.most))
     floor = low.replicas if sizing is not None else min(max(low.replicas, wanted), ceiling)
+    asked = min(max(asked, floor), ceiling)
+    needed, tiers = floor, tuple[Tier, ...]()
+    if sizing is not None:
+        of_late = _of_late(sizing, bank, now)
+        needed = min(max(_needed(slos, of_late, ceiling), floor), asked)
+        # The margin grows with misses that really happen, so with what was taken: it is needed, and not earned.
+        tiers = _tiers(slos, replace(of_late, margin=1.0), ceiling)
     return Demand(
         floor=floor,
         ceiling=ceiling,
-        asked=min(max(asked, floor), ceiling),
+        needed=needed,
+        asked=asked,
         wanted=wanted,
         live=live,
         leaving=leaving,
-        tiers=_tiers(slos, _of_late(sizing, bank, now), ceiling) if sizing is not None else (),
+        tiers=tiers,
     )
 
 
 def _of_late(sizing: Sizing, bank: Bank, now: float) -> Sizing:
-    """The sizing with the misses of the last minutes only, and without its margin.
-
-    The margin grows with misses that really happen, so with what was taken; it is caution, which is asked for and not
-    earned.
-    """
+    """The sizing with the misses of the last minutes only."""
     slots = tuple(slot for slot in bank.slots if slot.end > now - RECENT_S)
-    return replace(sizing, misses=bank.model_copy(update={"slots": slots}).misses(len(sizing.sizes)), margin=1.0)
+    return replace(sizing, misses=bank.changed(slots=slots).misses(len(sizing.sizes)))
+
+
+def _needed(slos: Sequence[Slo], sizing: Sizing, ceiling: int) -> int:
+    """The fewest replicas that fall as little short of all objectives as the most would."""
+    if not any(sizing.misses.requests):
+        return 0
+
+    def shortfall(replicas: int) -> float:
+        missed = sizing.missed(replicas)
+        return max(_shortfall(slo, missed[slo.name]) for slo in slos)
+
+    least = shortfall(ceiling) + _LEAST_OBJECTIVE
+    return next(replicas for replicas in range(1, ceiling + 1) if shortfall(replicas) <= least)
 
 
 def _tiers(slos: Sequence[Slo], sizing: Sizing, ceiling: int) -> tuple[Tier, ...]:

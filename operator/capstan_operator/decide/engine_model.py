@@ -51,7 +51,9 @@ class EngineModel(Value):
     def is_usable(self) -> bool:
         """Whether it has seen enough, prefill and decode both, to be steered by."""
         saw_prefill, saw_decode = self.gram[1][1] > 0, self.gram[2][2] > 0
-        return self.num_samples >= _ENOUGH_SAMPLES and saw_prefill and saw_decode and self.coefficients[1] > 0
+        # Among noise and short chunks, attention's share may be all that is told of a prefill token's cost.
+        costs_prefill = self.prefill_token_seconds(1) > 0
+        return self.num_samples >= _ENOUGH_SAMPLES and saw_prefill and saw_decode and costs_prefill
 
     def step_seconds(self, prefill_tokens: float, sequences: float, context: float, pairs: float = 0) -> float:
         """Predicted duration of a step; `context` is the sum over the decoding sequences."""
@@ -69,11 +71,16 @@ class EngineModel(Value):
         """The model after these samples, or rows [N, 7] of such; unbelievable ones are left out."""
         # The number of a step and its time say nothing of its cost.
         steps = np.asarray(samples, dtype=np.float64).reshape(-1, 2 + _NUM_FEATURES)[:, 2:]
+        counts = steps[:, 1:]
+        sane = (steps >= 0).all(1) & (counts < _LARGEST_COUNT).all(1)
+        sane &= (steps[:, 0] > 1e-6) & (steps[:, 0] < 600) & (counts[:, 0] + counts[:, 1] > 0)
         model = self
         while len(steps):
             # How far a model is off can only be told of one that predicts: the sooner, the better.
             size = _BATCH if model.is_usable else _FIRST_BATCH
-            model, steps = model._after(steps[:size]), steps[size:]
+            if (batch := steps[:size][sane[:size]]).size:
+                model = model._after(batch)
+            steps, sane = steps[size:], sane[size:]
         return model
 
     def _after(self, steps: Array) -> "EngineModel":
@@ -81,13 +88,9 @@ class EngineModel(Value):
 
         `steps` is [N, 5]: seconds, then what was computed in them.
         """
-        seconds, counts = steps[:, 0], steps[:, 1:]
-        sane = (steps >= 0).all(1) & (counts < _LARGEST_COUNT).all(1)
-        sane &= (seconds > 1e-6) & (seconds < 600) & (counts[:, 0] + counts[:, 1] > 0)
-        if not sane.any():
-            return self
-        seconds, features = seconds[sane], np.column_stack([np.ones(sane.sum()), counts[sane]])
-        predicted = features @ self.coefficients if self.is_usable else seconds
+        seconds, features = steps[:, 0].copy(), np.concatenate([np.ones((len(steps), 1)), steps[:, 1:]], axis=1)
+        is_usable = self.is_usable
+        predicted = features @ self.coefficients if is_usable else seconds
         scale = np.maximum(np.maximum(predicted, seconds / 10), 1e-5)
         off = np.abs(seconds - predicted) / scale
         trusted = _HUBER_ERRORS * max(self.error, _SMALLEST_ERROR)
@@ -95,16 +98,16 @@ class EngineModel(Value):
         kept = np.exp(-later_s / MEMORY_S)
         weight = np.minimum(1.0, trusted / np.maximum(off, 1e-12)) / scale**2 * kept
         all_kept = float(np.exp(-seconds.sum() / MEMORY_S))
-        gram = all_kept * np.array(self.gram) + (features * weight[:, None]).T @ features
-        moment = all_kept * np.array(self.moment) + features.T @ (weight * seconds)
+        gram = (all_kept * np.array(self.gram) + (features * weight[:, None]).T @ features).tolist()
+        moment = (all_kept * np.array(self.moment) + features.T @ (weight * seconds)).tolist()
         error = self.error
-        if self.is_usable:
+        if is_usable:
             share = 1 - (1 - _ERROR_SHARE) ** len(off)
             error += share * (float(np.minimum(off, 1.0).mean()) - error)
-        return EngineModel(
-            coefficients=_fitted(gram.tolist(), moment.tolist()),
-            gram=tuple(map(tuple, gram.tolist())),
-            moment=tuple(moment.tolist()),
+        return EngineModel.made(
+            coefficients=_fitted(gram, moment),
+            gram=tuple(map(tuple, gram)),
+            moment=tuple(moment),
             num_samples=all_kept * self.num_samples + float(kept.sum()),
             error=error,
         )
@@ -146,11 +149,13 @@ def _solved(matrix: list[list[float]], target: list[float]) -> list[float]:
     """The solution of a small positive definite system, by elimination in place."""
     size = len(target)
     for pivot in range(size):
+        upper = matrix[pivot]
         for row in range(pivot + 1, size):
-            factor = matrix[row][pivot] / matrix[pivot][pivot]
+            lower = matrix[row]
+            factor = lower[pivot] / upper[pivot]
             target[row] -= factor * target[pivot]
             for column in range(pivot, size):
-                matrix[row][column] -= factor * matrix[pivot][column]
+                lower[column] -= factor * upper[column]
     solution = [0.0] * size
     for row in reversed(range(size)):
         known = _dot(matrix[row][row + 1 :], solution[row + 1 :])

@@ -47,11 +47,9 @@ class Judge:
             self._refused(f"{key}: requests held or in flight are not believable")
             return None
         known = {replica.id for replica in self._observation.replicas}
-        return metrics.model_copy(
-            update={
-                "classes": {name: metrics.classes.get(name, ClassCounters()) for name in sorted(classes)},
-                "in_flight": {key: value for key, value in metrics.in_flight.items() if key in known},
-            }
+        return metrics.changed(
+            classes={name: metrics.classes.get(name, ClassCounters()) for name in sorted(classes)},
+            in_flight={key: value for key, value in metrics.in_flight.items() if key in known},
         )
 
     def engines(self) -> dict[str, EngineMetrics]:
@@ -73,7 +71,7 @@ class Judge:
         if last is None or (last.is_believable and last.number <= metrics.steps + _STEPS_AHEAD):
             return metrics
         self._refused(f"{key}: its steps are not believable")
-        return metrics.model_copy(update={"samples": ()})
+        return metrics.changed(samples=())
 
     def deltas(
         self, gateways: Mapping[str, GatewayMetrics], before: Mapping[str, GatewayMetrics]

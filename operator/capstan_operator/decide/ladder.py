@@ -26,3 +26,10 @@ def move(current: int, ideal: float, rungs: tuple[int, ...], step_percent: int) 
         return below
     # Nothing lies above the top: reaching it has to be enough.
     return above if ideal >= min(above * (1 + margin), rungs[0]) else current
+
+
+def towards(current: int, goal: int, rungs: tuple[int, ...]) -> int:
+    """The rung after one adjustment on the way to a value that is known to be good, without any margin."""
+    if goal > current:
+        return min(goal, min((r for r in rungs if r > current), default=goal))
+    return max(goal, max((r for r in rungs if r < current), default=goal))

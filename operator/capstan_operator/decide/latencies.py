@@ -7,18 +7,22 @@ what a reader wants to know of a latency is its order and its first digit.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from capstan_operator.decide.curve import Array, Curve
+from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.values import Value
 
 _NUM_BOUNDS, _RATIO = 16, 1.75
 _POWERS: Final[Array] = np.power(_RATIO, np.arange(_NUM_BOUNDS, dtype=np.float64))
 TTFT_S: Final[Array] = 0.02 * _POWERS
 TPOT_S: Final[Array] = 0.001 * _POWERS
+_TTFT_S: Final[Sequence[float]] = TTFT_S.tolist()
+_TPOT_S: Final[Sequence[float]] = TPOT_S.tolist()
 _LEAST_REQUESTS: Final = 1.0
 
 
@@ -46,7 +50,7 @@ class Latencies(Value):
         """
         before = self.ttft if len(self.ttft) == len(requests) else (b"",) * len(requests)
         older = self.requests if len(self.requests) == len(requests) else (0.0,) * len(requests)
-        return Latencies.model_construct(
+        return Latencies.made(
             requests=tuple(kept * a + b for a, b in zip(older, requests, strict=True)),
             ttft=tuple(
                 _bytes(kept * _counts(raw, rows.shape) + num * rows)
@@ -59,13 +63,13 @@ class Latencies(Value):
         """TTFT of the class at a fleet of this size; None without requests. `share` is that of the tail."""
         if k >= len(self.requests) or self.requests[k] < _LEAST_REQUESTS:
             return None
-        return _quantiles(TTFT_S, _at(self.ttft[k], sizes, fleet), self.requests[k], share)
+        return _quantiles(_TTFT_S, _at(self.ttft[k], sizes, fleet), self.requests[k], share)
 
     def of_tpot(self, sizes: Array, fleet: float, share: float) -> Quantiles | None:
         """TPOT of all classes, likewise: sequences of all classes share their steps."""
         if sum(self.requests) < _LEAST_REQUESTS:
             return None
-        return _quantiles(TPOT_S, _at(self.tpot, sizes, fleet), sum(self.requests), share)
+        return _quantiles(_TPOT_S, _at(self.tpot, sizes, fleet), sum(self.requests), share)
 
 
 def _bytes(counts: Array) -> bytes:
@@ -78,29 +82,47 @@ def _counts(raw: bytes, shape: tuple[int, ...]) -> Array:
     return known.reshape(shape) if known.size == math.prod(shape) else np.zeros(shape)
 
 
-def _at(raw: bytes, sizes: Array, fleet: float) -> Array:
+def _at(raw: bytes, sizes: Array, fleet: float) -> list[float]:
     """[G] The counts of a fleet between two sizes. The first fleet is the real one, which has no size of its own."""
-    counts = _counts(raw, (_NUM_BOUNDS, len(sizes)))
-    place = np.interp(math.log(max(fleet, 1e-9)), np.log(sizes[1:]), np.arange(1, len(sizes)))
-    low = math.floor(place)
-    high = min(low + 1, len(sizes) - 1)
-    return np.asarray(counts[:, low] + (place - low) * (counts[:, high] - counts[:, low]))
+    num_fleets = len(sizes)
+    if len(raw) != 4 * _NUM_BOUNDS * num_fleets:
+        return [0.0] * _NUM_BOUNDS
+    low, part = _place(_logarithms(sizes), math.log(max(fleet, 1e-9)))
+    first = 1 + low
+    columns = np.frombuffer(raw, dtype="<f4").reshape(_NUM_BOUNDS, num_fleets)[:, first : first + 2]
+    return [a + part * (b - a) for a, b in columns[:, [0, -1]].astype(np.float64).tolist()]
 
 
-def _quantiles(bounds: Array, above: Array, requests: float, share: float) -> Quantiles:
-    return Quantiles(
+@lifelong
+def _logarithms(sizes: Array) -> tuple[float, ...]:
+    """Those of all sizes but the first."""
+    return tuple(np.log(sizes[1:]).tolist())
+
+
+def _place(rising: Sequence[float], value: float) -> tuple[int, float]:
+    """The last of the values that is not above this one, and how far it is from there to the next, as a share."""
+    if value <= rising[0]:
+        return 0, 0.0
+    low = bisect_right(rising, value) - 1
+    if low >= len(rising) - 1:
+        return len(rising) - 1, 0.0
+    return low, (value - rising[low]) / (rising[low + 1] - rising[low])
+
+
+def _quantiles(bounds: Sequence[float], above: Sequence[float], requests: float, share: float) -> Quantiles:
+    return Quantiles.made(
         median_s=_quantile(bounds, above, requests, 0.5),
         tail_s=_quantile(bounds, above, requests, share),
         percentile=100 * share,
     )
 
 
-def _quantile(bounds: Array, above: Array, requests: float, share: float) -> float:
+def _quantile(bounds: Sequence[float], above: Sequence[float], requests: float, share: float) -> float:
     """The latency that `share` of the requests stay below."""
     permitted = (1 - share) * requests
     if above[-1] > permitted:
-        return float(bounds[-1])
-    index = int((above <= permitted).argmax())
-    over, under = float(above[index - 1]) if index else requests, float(above[index])
+        return bounds[-1]
+    index = next(i for i, count in enumerate(above) if count <= permitted)
+    over, under = above[index - 1] if index else requests, above[index]
     part = (over - permitted) / (over - under) if over > under else 1.0
     return float(bounds[index] * _RATIO ** (part - 1))

@@ -9,7 +9,7 @@ Knows no HTTP, process or cluster, and reads no clock: `now` is epoch seconds.
 import hashlib
 from pathlib import Path
 
-from capstan_api.spec import InferenceDeploymentSpec, Mode, Slo
+from capstan_api.spec import InferenceDeploymentSpec, Mode
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render, replicas, rollout, signals, status
 from capstan_operator.decide.bank import Bank
@@ -18,6 +18,7 @@ from capstan_operator.decide.decision import Decision, Prediction
 from capstan_operator.decide.demand import demand
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Told, model_key
+from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
 from capstan_operator.decide.outlook import Outlook
@@ -38,7 +39,7 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     # What another revision's engines took says nothing of these.
     same_engines = memory.revision in ("", release.revision)
     model = (memory.model if same_engines else EngineModel()).learn(reading.samples)
-    ledger = memory.ledger.advanced(spec.slos, reading.delta, observation.replicas, memory.at, now)
+    ledger = memory.ledger.advanced(spec.slos, spec.variant, reading.delta, observation.replicas, memory.at, now)
     overdue = _overdue(observation, spec.scaling.pending_timeout_seconds, now)
     shape = memory.shape.learn(
         reading.samples, reading.signals.kv_held * release.args.block_size, reading.signals.running, reading.seconds
@@ -81,7 +82,9 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     recommendation = None
     if in_shadow:
         recommendation = speaker.recommendation(wanted, advice, limits.memory, release, memory.recommendation)
-    remembered = Memory(
+    # What goes on needs no explanation a second time, and to predict costs as much as to decide.
+    is_new = bool(changes) or (recommendation is not None and recommendation is not memory.recommendation)
+    remembered = Memory.made(
         at=now,
         revision=release.revision,
         rollout=progress,
@@ -110,12 +113,12 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         now=now,
     )
     stable = progress.stable
-    return Decision(
+    return Decision.made(
         at=now,
         actions=actions(deployment, observation, release, plan, remembered),
         said=said,
         changes=changes,
-        predictions=_predictions(spec, bank, sizing, wanted),
+        predictions=_predictions(spec, bank, sizing, wanted) if is_new else (),
         margin=sizing.margin if sizing is not None else None,
         verdict=limits.verdict,
         demand=claimed,
@@ -132,7 +135,7 @@ def _predictions(
     if sizing is None:
         return ()
     cost_per_hour, told = float(spec.variant.cost_per_hour), bank.latencies
-    classes = [_objectives(slo) for slo in spec.slos]
+    classes = _objectives(spec)
     predictions = []
     for count in (wanted - 1, wanted, wanted + 1):
         if count < 1:
@@ -141,7 +144,7 @@ def _predictions(
         ttft = {c.name: told.of_ttft(k, sizing.sizes, fleet, c.ttft_share) for k, c in enumerate(classes)}
         tpot = {c.name: told.of_tpot(sizing.sizes, fleet, c.tpot_share) for c in classes}
         predictions.append(
-            Prediction(
+            Prediction.made(
                 replicas=count,
                 attainment={name: 1 - share for name, share in sizing.missed(count).items()},
                 cost_per_hour=count * cost_per_hour,
@@ -157,7 +160,7 @@ def _read(deployment: InferenceDeployment, observation: Observation, memory: Mem
         observation,
         memory.window,
         memory.lengths,
-        [_objectives(slo) for slo in deployment.spec.slos],
+        _objectives(deployment.spec),
         now,
         span_s=_WINDOW_S,
         max_age_s=deployment.spec.scaling.stale_metrics.max_age_seconds,
@@ -197,7 +200,7 @@ def _rested(memory: Memory, deployment: InferenceDeployment, now: float) -> repl
     """The memory of replicas; after an absence nobody knows that there was no request meanwhile."""
     if now - memory.at <= deployment.spec.scaling.stale_metrics.max_age_seconds:
         return memory.replicas
-    return memory.replicas.model_copy(update={"active_at": now})
+    return memory.replicas.changed(active_at=now)
 
 
 def _in_shadow(deployment: InferenceDeployment, memory: Memory, advice: replicas.Advice) -> replicas.Advice:
@@ -205,14 +208,18 @@ def _in_shadow(deployment: InferenceDeployment, memory: Memory, advice: replicas
     scaling = deployment.spec.scaling
     kept = scaling.replicas if scaling.replicas is not None else memory.replicas.wanted
     kept = advice.memory.wanted if kept is None else kept
-    return advice.model_copy(update={"memory": advice.memory.model_copy(update={"wanted": kept})})
+    return advice.changed(memory=advice.memory.changed(wanted=kept))
 
 
-def _objectives(slo: Slo) -> signals.Objectives:
-    return signals.Objectives(
-        name=slo.name,
-        ttft_share=slo.ttft.percentile / 100 if slo.ttft else 0.95,
-        tpot_share=slo.tpot.percentile / 100 if slo.tpot else 0.95,
+@lifelong
+def _objectives(spec: InferenceDeploymentSpec) -> tuple[signals.Objectives, ...]:
+    return tuple(
+        signals.Objectives(
+            name=slo.name,
+            ttft_share=slo.ttft.percentile / 100 if slo.ttft else 0.95,
+            tpot_share=slo.tpot.percentile / 100 if slo.tpot else 0.95,
+        )
+        for slo in spec.slos
     )
 
 

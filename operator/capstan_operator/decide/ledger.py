@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 
-from capstan_api.spec import Slo
+from capstan_api.spec import Slo, Variant
 from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus
 from capstan_operator.decide.observation import ClassCounters, Phase, Replica
@@ -47,6 +47,9 @@ class Ledger(Value):
     stages_s: dict[StartupPhase, tuple[float, ...]] = Field(default_factory=dict)
     """How long recent replicas took for each phase of their start."""
     replica_hours: float = 0
+    accelerator_hours: float = 0
+    cost: float = 0
+    """Like the accelerators' hours at the terms of each moment: what was spent is not changed by an edit."""
     since: float | None = None
     transitions: dict[ConditionType, Transition] = Field(default_factory=dict)
     decisions: tuple[DecisionStatus, ...] = ()
@@ -57,6 +60,7 @@ class Ledger(Value):
     def advanced(
         self,
         slos: Iterable[Slo],
+        variant: Variant,
         delta: Mapping[str, ClassCounters],
         replicas: Iterable[Replica],
         last: float,
@@ -68,22 +72,23 @@ class Ledger(Value):
         started = [
             r.ready_at - r.created_at
             for r in replicas
-            if r.phase is Phase.READY and r.ready_at is not None and r.ready_at > last and not r.restarts
+            if r.ready_at is not None and r.ready_at > last and r.phase is Phase.READY and not r.restarts
         ]
         # A replica that was there before ran all the time, also while nobody looked.
-        running = [r for r in replicas if r.phase not in (Phase.FAILED, Phase.PENDING)]
+        running = [r for r in replicas if r.phase is not Phase.FAILED and r.phase is not Phase.PENDING]
         begun = last if self.since is not None else now
-        running_s = sum(max(0.0, now - max(begun, r.created_at)) for r in running)
+        hours = sum([max(0.0, now - max(begun, r.created_at)) for r in running]) / 3600
+        accelerator = variant.resources.accelerator
         starting, stages_s = self._staged(replicas)
-        return self.model_copy(
-            update={
-                "budgets": {s.name: _spent(self.budgets.get(s.name, ()), s, delta.get(s.name), now) for s in slos},
-                "startups_s": (*self.startups_s, *(s for s in started if s >= 0))[-_NUM_STARTUPS:],
-                "starting": starting,
-                "stages_s": stages_s,
-                "replica_hours": self.replica_hours + running_s / 3600,
-                "since": now if self.since is None else self.since,
-            }
+        return self.changed(
+            budgets={s.name: _spent(self.budgets.get(s.name, ()), s, delta.get(s.name), now) for s in slos},
+            startups_s=(*self.startups_s, *(s for s in started if s >= 0))[-_NUM_STARTUPS:],
+            starting=starting,
+            stages_s=stages_s,
+            replica_hours=self.replica_hours + hours,
+            accelerator_hours=self.accelerator_hours + hours * (accelerator.count if accelerator else 0),
+            cost=self.cost + hours * float(variant.cost_per_hour),
+            since=now if self.since is None else self.since,
         )
 
     def _staged(self, replicas: Iterable[Replica]) -> tuple[dict[str, Stage], dict[StartupPhase, tuple[float, ...]]]:
@@ -96,12 +101,14 @@ class Ledger(Value):
             stages_s[stage.phase] = (*stages_s.get(stage.phase, ()), seconds)[-_NUM_STARTUPS:]
 
         for replica in replicas:
-            if replica.phase not in (Phase.PENDING, Phase.STARTING, Phase.READY) or replica.restarts:
+            if replica.restarts:
                 continue
             before, report = self.starting.get(replica.id), replica.startup
             if replica.phase is Phase.READY:
                 if before is not None and replica.ready_at is not None:
                     ended(before, replica.ready_at)
+                continue
+            if replica.phase is not Phase.PENDING and replica.phase is not Phase.STARTING:
                 continue
             if before is None:
                 before = Stage(phase=StartupPhase.SCHEDULING, since=replica.created_at)
@@ -115,12 +122,9 @@ class Ledger(Value):
         """The books after a decision: `said` is the most important thing about it."""
         changes = tuple(changes)
         goes_on = self.last is not None and (said.action, said.reason) == (self.last.action, self.last.reason)
-        return self.model_copy(
-            update={
-                "decisions": (*changes, *self.decisions)[:_NUM_DECISIONS],
-                "last": self.last if goes_on and not changes else said,
-            }
-        )
+        if goes_on and not changes:
+            return self
+        return self.changed(decisions=(*changes, *self.decisions)[:_NUM_DECISIONS], last=said)
 
     def startup_s(self, share: float) -> float | None:
         """Quantile of the recent start-up times."""
@@ -170,5 +174,5 @@ def _spent(slots: tuple[BudgetSlot, ...], slo: Slo, delta: ClassCounters | None,
     last = slots[-1]
     return (
         *slots[:-1],
-        BudgetSlot(start=last.start, total=last.total + delta.slo_total, good=last.good + delta.slo_good),
+        BudgetSlot.made(start=last.start, total=last.total + delta.slo_total, good=last.good + delta.slo_good),
     )[-_NUM_BUDGET_SLOTS:]

@@ -8,6 +8,7 @@ from typing import Final
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_operator.decide.canary import CanaryMemory
+from capstan_operator.decide.long_steps import LongSteps
 from capstan_operator.decide.values import Value
 
 _BURST: Final = 4
@@ -25,6 +26,8 @@ class LimitsMemory(Value):
     guard: float = 1.0
     ended: float = 0
     late: float = 0
+    begun: float = 0
+    late_first: float = 0
     """As in `Target`, of the last minutes."""
     late_now: bool = False
     pressed: bool = False
@@ -36,7 +39,18 @@ class LimitsMemory(Value):
     reason: str = "EnvelopeTop"
     message: str = ""
 
+    steps: LongSteps = LongSteps()
     canary: CanaryMemory = CanaryMemory()
+    borne: BatchLimits | None = None
+    """Limits that harmed nobody: the way there needs no trial any more."""
+
+    def has_borne(self, limits: BatchLimits) -> bool:
+        """Whether these lie between those of all and what was borne."""
+        if self.limits is None or self.borne is None:
+            return False
+        return _between(self.limits.max_sequences, limits.max_sequences, self.borne.max_sequences) and _between(
+            self.limits.max_batched_tokens, limits.max_batched_tokens, self.borne.max_batched_tokens
+        )
 
     def of(self, replica: str, envelope: Envelope) -> BatchLimits | None:
         """Those in force on a replica; None before the first turn."""
@@ -65,6 +79,10 @@ class Change(Value):
     message: str
     old: BatchLimits
     new: BatchLimits
+
+
+def _between(one: int, value: int, other: int) -> bool:
+    return min(one, other) <= value <= max(one, other)
 
 
 def burst_budget(budget: float, envelope: Envelope) -> int:

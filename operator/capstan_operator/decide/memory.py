@@ -39,7 +39,8 @@ class Memory(Value):
     lengths: Lengths = Lengths()
     shape: Shape = Shape()
     bank: Bank = Bank()
-    feedback: Feedback = Feedback()
+    feedback: tuple[Feedback, ...] = ()
+    """Of each class, in the bank's order."""
     season: Season = Season()
     told: Told | None = None
     """What the model takes of memory, for whoever asks for it in another envelope."""

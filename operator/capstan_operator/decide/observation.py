@@ -18,13 +18,14 @@ from capstan_api.footprint import MemoryFigures
 from capstan_api.limits import LimitsState
 from capstan_api.replicas import ReplicaEntry
 from capstan_api.startup import StartupReport
+from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.values import Value
 
 # Larger than anything that a real engine counts in a year: values beyond are damage or malice.
 LARGEST_COUNT = 1e15
 _LONGEST_STEP_S = 600.0
 # The contract allows no envelope beyond a million tokens; contexts are bounded by what any memory holds.
-_MOST_STEP_TOKENS, _MOST_CONTEXT_TOKENS, _LONGEST_CONTEXT = 1 << 20, 1e9, 1e7
+_MOST_STEP_TOKENS, _MOST_CONTEXT_TOKENS, _LONGEST_CONTEXT = float(1 << 20), 1e9, 1e7
 
 
 class Phase(StrEnum):
@@ -54,13 +55,15 @@ class StepSample(NamedTuple):
     @property
     def is_believable(self) -> bool:
         """Whether any engine could have taken such a step: it computes no more than an envelope may allow."""
+        number, time, seconds, prefill, sequences, context, pairs = self
         return (
-            believable(*self)
-            and self.seconds <= _LONGEST_STEP_S
-            and self.prefill_tokens <= _MOST_STEP_TOKENS
-            and self.decode_sequences <= _MOST_STEP_TOKENS
-            and self.context_tokens <= _MOST_CONTEXT_TOKENS
-            and self.attention_pairs <= _LONGEST_CONTEXT * self.prefill_tokens
+            0 <= number <= LARGEST_COUNT
+            and 0 <= time <= LARGEST_COUNT
+            and 0 <= seconds <= _LONGEST_STEP_S
+            and 0 <= prefill <= _MOST_STEP_TOKENS
+            and 0 <= sequences <= _MOST_STEP_TOKENS
+            and 0 <= context <= _MOST_CONTEXT_TOKENS
+            and 0 <= pairs <= _LONGEST_CONTEXT * prefill
         )
 
 
@@ -95,7 +98,7 @@ class Histogram(Value):
         if self.bounds != earlier.bounds or len(self.counts) != len(earlier.counts):
             return None
         counts = tuple(map(sub, self.counts, earlier.counts))
-        difference = Histogram.model_construct(bounds=self.bounds, counts=counts)
+        difference = Histogram.made(bounds=self.bounds, counts=counts)
         return difference if difference.is_believable else None
 
     def plus(self, *others: "Histogram") -> "Histogram":
@@ -103,7 +106,7 @@ class Histogram(Value):
         summed = [histogram for histogram in (self, *others) if histogram.total] or [self]
         bounds = summed[-1].bounds
         counts = zip(*(histogram.counts for histogram in summed if histogram.bounds == bounds), strict=True)
-        return Histogram.model_construct(bounds=bounds, counts=tuple(map(sum, counts)))
+        return Histogram.made(bounds=bounds, counts=tuple(map(sum, counts)))
 
     def above(self, seconds: float) -> float:
         """Observations longer than that; exact when it is one of the bounds, else those above the next one."""
@@ -174,7 +177,7 @@ _COUNTED: Final = attrgetter(*_COUNTS)
 
 def _counters(numbers: Iterable[float], ttft: Histogram, tpot: Histogram) -> ClassCounters:
     """Counters made of others: what has been judged once need not be validated again."""
-    return ClassCounters.model_construct(None, **dict(zip(_COUNTS, numbers, strict=True)), ttft=ttft, tpot=tpot)
+    return ClassCounters.made(**dict(zip(_COUNTS, numbers, strict=True)), ttft=ttft, tpot=tpot)
 
 
 class GatewayMetrics(Value):
@@ -290,7 +293,7 @@ class Observation(Value):
     """What could not be read, or was not believed, one clause each."""
 
     def with_phase(self, *phases: Phase) -> tuple[Replica, ...]:
-        return tuple(replica for replica in self.replicas if replica.phase in phases)
+        return _with_phase(self, phases)
 
     @property
     def ready_gateways(self) -> tuple[Gateway, ...]:
@@ -300,3 +303,9 @@ class Observation(Value):
     def refused_starts(self) -> tuple[str, ...]:
         """Of `refused`, what keeps replicas from being started; a gateway that will not listen does not."""
         return tuple(dict.fromkeys(clause for clause in self.refused if clause.startswith("StartReplica")))
+
+
+@lifelong
+def _with_phase(observation: Observation, phases: tuple[Phase, ...]) -> tuple[Replica, ...]:
+    """Kept, because everybody asks."""
+    return tuple([replica for replica in observation.replicas if replica.phase in phases])

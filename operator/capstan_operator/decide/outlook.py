@@ -6,19 +6,22 @@ surprising idea: it is the only place where a class's percentile, its share of l
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 from capstan_api.engine_args import EngineArgs
 from capstan_api.spec import InferenceDeploymentSpec, LimitsMode, Mode, Slo
 from capstan_operator.decide import batch_limits, capacity, sizing
 from capstan_operator.decide.bank import Arrived, Bank, Class, Engine
-from capstan_operator.decide.batch_limits import Target
 from capstan_operator.decide.canary import Fleet
 from capstan_operator.decide.curve import Array, sizes
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.ledger import Ledger
+from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.limits_memory import LimitsMemory, burst_budget
+from capstan_operator.decide.limits_situation import TPOT_SHARE, Target
+from capstan_operator.decide.limits_situation import Situation as LimitsSituation
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import ClassCounters, Observation, Phase, Replica
 from capstan_operator.decide.replicas import Situation
@@ -57,7 +60,7 @@ class Outlook:
         late = {replica.id for replica in overdue}
         coming = observation.with_phase(Phase.PENDING, Phase.STARTING)
         is_warming = any(not replica.restarts and replica.id not in late for replica in coming)
-        situation = self._limits_situation.model_copy(update={"is_warming": is_warming})
+        situation = self._limits_situation.changed(is_warming=is_warming)
         fleet = Fleet(
             # What nobody is told of cannot be tried.
             replicas=observation.replicas if scaling.mode is not Mode.SHADOW else (),
@@ -68,7 +71,7 @@ class Outlook:
         )
         return batch_limits.adjust(memory, situation, fleet, envelope, policy, now)
 
-    def bank(self, memory: Memory, limits: LimitsMemory, now: float) -> tuple[Bank, Feedback]:
+    def bank(self, memory: Memory, limits: LimitsMemory, now: float) -> tuple[Bank, tuple[Feedback, ...]]:
         """The virtual fleets after what came since the last look, and how well they told what was missed."""
         reading, lengths = self.reading, self.reading.lengths
         if reading.seconds <= 0 or not (self.model.is_usable and lengths.is_known) or limits.limits is None:
@@ -78,7 +81,7 @@ class Outlook:
         bank = memory.bank.advanced(
             fleets,
             self._engine(limits),
-            [_class(slo) for slo in slos],
+            _classes(self.spec),
             [self._arrived(counted) for counted in deltas],
             seconds=reading.seconds,
             now=now,
@@ -86,12 +89,16 @@ class Outlook:
             running=seen.running,
             num_ready=seen.num_serving,
         )
-        feedback = memory.feedback.learn(
-            seen=sum(c.slo_total for c in deltas),
-            seen_missed=sum(c.slo_total - c.slo_good for c in deltas),
-            told=sum(c.arrived for c in deltas),
-            told_missed=sum(share * c.arrived for share, c in zip(bank.told, deltas, strict=True)),
-            seconds=reading.seconds,
+        before = memory.feedback if memory.bank.classes == bank.classes else ()
+        feedback = tuple(
+            each.learn(
+                seen=counted.slo_total,
+                seen_missed=counted.slo_total - counted.slo_good,
+                told=counted.arrived,
+                told_missed=share * counted.arrived,
+                seconds=reading.seconds,
+            )
+            for each, counted, share in zip(before or (Feedback(),) * len(slos), deltas, bank.told, strict=True)
         )
         return bank, feedback
 
@@ -102,17 +109,19 @@ class Outlook:
         arrived = sum(counted.arrived for counted in self.reading.delta.values())
         return memory.learn(arrived, self.reading.seconds, now)
 
-    def sizing(self, bank: Bank, feedback: Feedback, season: Season, ledger: Ledger, now: float) -> Sizing | None:
+    def sizing(
+        self, bank: Bank, feedback: tuple[Feedback, ...], season: Season, ledger: Ledger, now: float
+    ) -> Sizing | None:
         """What the look-back asks for; None until anything came that could be judged."""
         if bank.since is None or bank.classes != tuple(slo.name for slo in self.spec.slos):
             return None
         allowed = [_allowed(slo) for slo in self.spec.slos]
         startup_s = ledger.startup_s(_STARTUP_SHARE) or sizing.USUAL_STARTUP_S
         rise = season.rise(now, startup_s)
-        factor = rise * sizing.margin(feedback, min(allowed), max(0.0, now - bank.since), startup_s)
+        factor = rise * sizing.margin(feedback, allowed, max(0.0, now - bank.since), startup_s)
         if (left := ledger.least_budget_left(self.spec.slos, now)) is not None and left < sizing.LOW_BUDGET:
             allowed = [share / 2 for share in allowed]
-        return replace(sizing.size(bank, self._sizes, allowed, factor), rise=rise)
+        return sizing.size(bank, self._sizes, allowed, factor, rise)
 
     def situation(
         self,
@@ -124,12 +133,12 @@ class Outlook:
     ) -> Situation:
         """What the slow loop looks at beside the sizing."""
         seen = self.reading.signals
-        live = [replica for replica in observation.replicas if replica.phase is not Phase.DRAINING]
-        return Situation(
+        ready, starting = observation.with_phase(Phase.READY), observation.with_phase(Phase.STARTING)
+        return Situation.made(
             signals=seen,
-            num_live=len(live),
-            num_ready=sum(1 for replica in live if replica.phase is Phase.READY),
-            num_starting=sum(1 for replica in live if replica.phase is Phase.STARTING),
+            num_live=len(observation.replicas) - len(observation.with_phase(Phase.DRAINING)),
+            num_ready=len(ready),
+            num_starting=len(starting),
             num_overdue=num_overdue,
             startup_s=ledger.startup_s(_STARTUP_SHARE),
             budget_left=ledger.least_budget_left(self.spec.slos, now),
@@ -161,15 +170,16 @@ class Outlook:
     def _kv_tokens(self) -> float:
         return self.reading.signals.kv_blocks * self.args.block_size
 
-    @property
-    def _limits_situation(self) -> batch_limits.Situation:
+    @cached_property
+    def _limits_situation(self) -> LimitsSituation:
         lengths, seen = self.reading.lengths, self.reading.signals
         ttfts = [slo.ttft.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.ttft]
-        return batch_limits.Situation(
+        return LimitsSituation.made(
             model=self.model,
             lengths=lengths,
             signals=seen,
             token_s=self.shape.token_seconds(self.model, lengths.prompt),
+            long_prompt=self.shape.long_prompt(lengths.computed_prompt),
             target=self._target(),
             ttft_s=min(ttfts, default=None),
             num_ready=seen.num_serving,
@@ -205,24 +215,40 @@ class Outlook:
         return Arrived(counted.arrived, counted.arrived_tokens * (1 - lengths.cached))
 
     def _target(self) -> Target | None:
-        """The tightest TPOT threshold, and the answers of all classes against their own."""
+        """The tightest TPOT threshold, and answers and first tokens of all classes against their own."""
         with_tpot = [(slo, slo.tpot.threshold_milliseconds / 1000) for slo in self.spec.slos if slo.tpot]
         if not with_tpot:
             return None
-        ended = late = 0.0
+        ended = late = begun = late_first = 0.0
+        for slo in self.spec.slos:
+            if slo.ttft:
+                ttft = self.reading.delta.get(slo.name, ClassCounters()).ttft
+                begun += ttft.total
+                late_first += ttft.above(slo.ttft.threshold_milliseconds / 1000) / _allowed(slo)
         for slo, threshold_s in with_tpot:
             tpot = self.reading.delta.get(slo.name, ClassCounters()).tpot
             ended += tpot.total
-            late += tpot.above(threshold_s) / (batch_limits.TPOT_SHARE * _allowed(slo))
-        return Target(threshold_s=min(threshold_s for _, threshold_s in with_tpot), ended=ended, late=late)
+            late += tpot.above(threshold_s) / (TPOT_SHARE * _allowed(slo))
+        return Target.made(
+            threshold_s=min(threshold_s for _, threshold_s in with_tpot),
+            allowed=min(map(_allowed, self.spec.slos)),
+            ended=ended,
+            late=late,
+            begun=begun,
+            late_first=late_first,
+        )
 
 
-def _class(slo: Slo) -> Class:
-    return Class(
-        name=slo.name,
-        priority=slo.priority,
-        ttft_s=slo.ttft.threshold_milliseconds / 1000 if slo.ttft else inf,
-        tpot_s=slo.tpot.threshold_milliseconds / 1000 if slo.tpot else inf,
+@lifelong
+def _classes(spec: InferenceDeploymentSpec) -> tuple[Class, ...]:
+    return tuple(
+        Class(
+            name=slo.name,
+            priority=slo.priority,
+            ttft_s=slo.ttft.threshold_milliseconds / 1000 if slo.ttft else inf,
+            tpot_s=slo.tpot.threshold_milliseconds / 1000 if slo.tpot else inf,
+        )
+        for slo in spec.slos
     )
 
 

@@ -59,35 +59,37 @@ class RolloutMemory(Value):
         of the target can be started, empty when one can.
         """
         if self.target != target.revision:
-            memory = RolloutMemory(target=target.revision, stable=self.stable, progress_at=now)
+            memory = RolloutMemory.made(target=target.revision, stable=self.stable, progress_at=now)
         else:
             unseen_s = max(0.0, now - last - _LONGEST_TURN_S)
-            memory = self.model_copy(update={"progress_at": self.progress_at + unseen_s}) if unseen_s else self
+            memory = self.changed(progress_at=self.progress_at + unseen_s) if unseen_s else self
         live = [r for r in replicas if r.phase is not Phase.DRAINING]
         ours = [r for r in live if r.revision == target.revision]
         ready = [r for r in ours if r.phase is Phase.READY]
         # For want of room a replica may be pending long after its revision has proved itself.
-        is_alone = len(ours) == len(live) and all(r.phase in (Phase.READY, Phase.PENDING) for r in ours)
+        pending = [r for r in ours if r.phase is Phase.PENDING]
+        is_alone = len(live) == len(ours) == len(ready) + len(pending)
         if ready and is_alone and not obstacle:
-            stable = target if memory.is_underway else memory.stable
-            return memory.model_copy(update={"stable": stable, "failure": None})
+            if not memory.is_underway and memory.failure is None:
+                return memory
+            return memory.changed(stable=target if memory.is_underway else memory.stable, failure=None)
         if not memory.is_underway or memory.failure is not None:
             return memory
         infeasible = next((r for r in ours if r.phase is Phase.FAILED and r.message.startswith(INFEASIBLE)), None)
         if infeasible is not None:
-            return memory.model_copy(update={"failure": _blamed(infeasible)})
+            return memory.changed(failure=_blamed(infeasible))
         fetched = max((r.startup.done_bytes for r in ours if r.startup is not None), default=0)
         if wanted == 0:
-            memory = memory.model_copy(update={"progress_at": now})
+            memory = memory.changed(progress_at=now)
         elif len(ready) > memory.num_ready or fetched > memory.done_bytes:
             most = {"num_ready": max(len(ready), memory.num_ready), "done_bytes": max(fetched, memory.done_bytes)}
-            memory = memory.model_copy(update={"progress_at": now, **most})
+            memory = memory.changed(progress_at=now, **most)
         if now - memory.progress_at <= rollout.progress_deadline_seconds:
             return memory
         culprit = min((r for r in ours if r.phase is not Phase.READY), key=_guilt, default=None)
         why = _blamed(culprit) if culprit is not None else obstacle or "no replica of it was started"
         failure = f"no progress for {rollout.progress_deadline_seconds} s: {why}"
-        return memory.model_copy(update={"failure": failure[:_LONGEST_FAILURE]})
+        return memory.changed(failure=failure[:_LONGEST_FAILURE])
 
 
 def _guilt(replica: Replica) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from capstan_api.engine_args import EngineArgs, GatewayArgs, SloClass
 from capstan_api.limits import Envelope
 from capstan_api.spec import RoutingPolicy, Slo, Switch
 from capstan_api.v1alpha1 import InferenceDeployment
+from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.values import Value
 
 # Stands for a file that the world puts where it keeps step logs, one for each replica.
@@ -26,6 +27,7 @@ class Release(Value):
     cpu_millicores: int
 
 
+@lifelong
 def release(deployment: InferenceDeployment, model_directory: Path) -> Release:
     """What the resource asks for now."""
     return Release(
@@ -35,6 +37,7 @@ def release(deployment: InferenceDeployment, model_directory: Path) -> Release:
     )
 
 
+@lifelong
 def envelope(deployment: InferenceDeployment) -> Envelope:
     batching = deployment.spec.engine.batching
     return Envelope(
@@ -67,6 +70,7 @@ def engine_args(deployment: InferenceDeployment, model_directory: Path) -> Engin
     )
 
 
+@lifelong
 def gateway_args(deployment: InferenceDeployment) -> GatewayArgs:
     spec = deployment.spec
     return GatewayArgs(
@@ -83,6 +87,7 @@ def slo_classes(deployment: InferenceDeployment) -> tuple[SloClass, ...]:
     return tuple(_slo_class(slo) for slo in deployment.spec.slos)
 
 
+@lifelong
 def revision(deployment: InferenceDeployment) -> str:
     """Eight hex digits of everything that a replica cannot change while it runs."""
     spec = deployment.spec
@@ -91,6 +96,7 @@ def revision(deployment: InferenceDeployment) -> str:
     return _digest(*("" if part is None else part.model_dump_json(exclude_defaults=True) for part in (*placed, args)))
 
 
+@lifelong
 def gateway_revision(deployment: InferenceDeployment) -> str:
     """Eight hex digits of everything that the gateway goes by; it takes another one over while it runs."""
     return _digest(gateway_args(deployment).model_dump_json())

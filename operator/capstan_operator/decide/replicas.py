@@ -22,6 +22,8 @@ _NOTABLE_RISE = 1.01
 LEAST_SEEN_S = 240.0
 """Of the look-back, before the first replica may go."""
 _BETWEEN_REMOVALS_S = 30.0
+# Of a class's requests: with more misses than that in any fleet, they say nothing of how many replicas can do the work.
+_HOPELESS_SHARE = 0.5
 # A queue that is gone by then was a burst, which the look-back knows about.
 _LASTING_QUEUE_S = 8.0
 _PEAK_SLOT_S, _PEAK_SPAN_S = 60.0, 900.0
@@ -96,7 +98,7 @@ def advise(memory: ReplicasMemory, situation: Situation, sizing: Sizing | None, 
     # A fleet that is only being made cannot be idle: it would end the replica that it has just begun.
     is_loading = situation.num_live > situation.num_overdue and situation.num_ready == 0
     active_at = now if signals.active or is_loading or memory.active_at is None else memory.active_at
-    memory = _seen(memory.model_copy(update={"active_at": active_at}), situation, scaling, now)
+    memory = _seen(memory.changed(active_at=active_at), situation, scaling, now)
     if scaling.mode is Mode.MANUAL and scaling.replicas is not None:
         return _settled(memory, scaling.replicas, "Manual", f"{_count(scaling.replicas)} asked for by hand")
     bound = bounds(scaling, situation.allowance, situation.startup_s, now)
@@ -142,7 +144,7 @@ def _sized(
 ) -> Advice:
     needed, reason, because = sizing.needed, "MissesPredicted", _would_miss(sizing, current)
     queued_since = memory.queued_since if memory.queued_since is not None else now
-    memory = memory.model_copy(update={"queued_since": queued_since if situation.catching_up else None})
+    memory = memory.changed(queued_since=queued_since if situation.catching_up else None)
     if situation.catching_up > needed and now - queued_since >= _LASTING_QUEUE_S:
         needed, reason = situation.catching_up, "Backlog"
         because = f"{_requests(situation.signals.queue)} wait, {_count(needed)} work that off"
@@ -153,8 +155,8 @@ def _sized(
         reason, because = high.reason, f"{because}; {high.because}"
     if wanted > current:
         raised = _raised(memory, situation, scaling, current, wanted, reason, because, now)
-        return raised.model_copy(update={"asked": asked})
-    memory = memory.model_copy(update={"up": None})
+        return raised.changed(asked=asked)
+    memory = memory.changed(up=None)
     if wanted < asked:
         return _held(memory, current, reason, because, asked)
     return _lowered(memory, situation, sizing, scaling, low, current, now)
@@ -178,7 +180,7 @@ def _raised(
     streak = Streak(since=now, at=now, level=wanted)
     if memory.up is not None and now - memory.up.at <= scaling.stale_metrics.max_age_seconds:
         streak = Streak(since=memory.up.since, at=now, level=min(memory.up.level, wanted))
-    memory = memory.model_copy(update={"up": streak})
+    memory = memory.changed(up=streak)
     window_s = scaling.behavior.scale_up.stabilization_window_seconds
     if now - streak.since < window_s:
         pending = f"{because}: {_count(wanted)} if it lasts {window_s} s"
@@ -207,8 +209,12 @@ def _lowered(
     startup_s = USUAL_STARTUP_S if situation.startup_s is None else situation.startup_s
     enough_s = min(window_s, max(LEAST_SEEN_S, 1.5 * startup_s))
     since_removal_s = math.inf if memory.removed_at is None else now - memory.removed_at
+    missed = sizing.missed(current - 1)
+    worst = max(missed, key=lambda name: missed[name])
     held = None
-    if not situation.signals.complete:
+    if missed[worst] > _HOPELESS_SHARE:
+        held = "ObjectiveOutOfReach", f"no fleet would have met {worst}: {_count(current)} kept"
+    elif not situation.signals.complete:
         missing = situation.signals.missing or "a replica"
         held = "MetricsMissing", f"{missing} could not be measured: {_count(current)} kept"
     elif situation.budget_left is not None and situation.budget_left < LOW_BUDGET:
@@ -221,7 +227,7 @@ def _lowered(
         held = "SpareCapacityPending", f"{_count(fewest)} would do: {_count(current)} kept for a while"
     if held is not None:
         return _kept(memory, current, fewest, *held)
-    memory = memory.model_copy(update={"removed_at": now})
+    memory = memory.changed(removed_at=now)
     sentence = f"{_would_miss(sizing, current - 1)}: {current} → {_count(current - 1)}"
     return _settled(memory, current - 1, "SpareCapacity", sentence)
 
@@ -235,12 +241,12 @@ def _seen(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: f
     peaks = memory.peaks
     if memory.wanted is not None:
         if peaks and now - peaks[0].at < _PEAK_SLOT_S:
-            newest = Peak(at=peaks[0].at, replicas=max(peaks[0].replicas, memory.wanted))
-            peaks = (newest, *peaks[1:])
+            if memory.wanted > peaks[0].replicas:
+                peaks = (peaks[0].changed(replicas=memory.wanted), *peaks[1:])
         else:
             recent = takewhile(lambda peak: peak.at > now - _PEAK_SPAN_S, peaks)
             peaks = (Peak(at=now, replicas=memory.wanted), *recent)
-    return memory.model_copy(update={"seen_at": seen_at, "whole_since": whole_since, "peaks": peaks})
+    return memory.changed(seen_at=seen_at, whole_since=whole_since, peaks=peaks)
 
 
 def _blind(memory: ReplicasMemory, current: int, high: int, scaling: Scaling, now: float) -> Advice:
@@ -265,7 +271,7 @@ def _would_miss(sizing: Sizing, replicas: int) -> str:
 
 def _settled(memory: ReplicasMemory, wanted: int, reason: str, message: str, asked: int | None = None) -> Advice:
     """So many from now on; `asked` says what it would be without an upper bound, where that is more."""
-    settled = memory.model_copy(update={"wanted": wanted, "up": None})
+    settled = memory.changed(wanted=wanted, up=None)
     return _held(settled, wanted, reason, message, asked)
 
 
@@ -274,7 +280,7 @@ def _held(memory: ReplicasMemory, current: int, reason: str, message: str, asked
 
 
 def _kept(memory: ReplicasMemory, asked: int, recommended: int, reason: str, message: str) -> Advice:
-    return Advice(memory=memory, recommended=recommended, asked=asked, reason=reason, message=message)
+    return Advice.made(memory=memory, recommended=recommended, asked=asked, reason=reason, message=message)
 
 
 def _count(replicas: int) -> str:

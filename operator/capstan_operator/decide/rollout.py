@@ -7,7 +7,9 @@ A change of revision replaces old replicas by new ones without having fewer than
 than `wanted + maxSurge` in all; draining ones have left and count in neither.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import count as numbers
+from itertools import islice
 
 from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.decide.values import Value
@@ -62,7 +64,7 @@ def plan(
     surplus = len(new) - wanted
     if surplus > 0:
         leaving += sorted(new, key=reluctance)[:surplus]
-    return Plan(
+    return Plan.made(
         start=start,
         drain=tuple(r.id for r in leaving if r.phase is Phase.READY),
         stop=tuple(r.id for r in leaving if r.phase is not Phase.READY),
@@ -70,5 +72,5 @@ def plan(
 
 
 def _free_ids(name: str, revision: str, taken: set[str], count: int) -> tuple[str, ...]:
-    ids: Sequence[str] = [f"{name}-{revision}-{n}" for n in range(count + len(taken))]
-    return tuple(i for i in ids if i not in taken)[:count]
+    ids = (f"{name}-{revision}-{n}" for n in numbers())
+    return tuple(islice((i for i in ids if i not in taken), count))

@@ -54,13 +54,12 @@ class Season(Value):
         """The season after `requests` that came in the `seconds` before `now`."""
         slot = int(now // SLOT_S)
         ended = self if self.slot in (None, slot) else self._ended(slot)
-        counted = {"slot": slot, "requests": ended.requests + requests, "seconds": ended.seconds + seconds}
-        return ended.model_copy(update=counted)
+        return ended.changed(slot=slot, requests=ended.requests + requests, seconds=ended.seconds + seconds)
 
     def _ended(self, slot: int) -> "Season":
         """The season after the half hour that was being counted; `slot` is the one that has begun instead."""
         assert self.slot is not None, "nothing was being counted"
-        begun = self.model_copy(update={"requests": 0.0, "seconds": 0.0, "last": None})
+        begun = self.changed(requests=0.0, seconds=0.0, last=None)
         if self.seconds < _ENOUGH_SEEN * SLOT_S:
             return begun
         index, week = self.slot % _SLOTS_A_WEEK, self._week()
@@ -70,7 +69,7 @@ class Season(Value):
         before = week[index]
         week[index] = level if math.isnan(before) else before + _NEWEST_SHARE * (level - before)
         last = level if slot == self.slot + 1 else None
-        return judged.model_copy(update={"week": week.astype("<f4").tobytes(), "last": last})
+        return judged.changed(week=week.astype("<f4").tobytes(), last=last)
 
     def _judged(self, level: float, last: float, week: Array, index: int) -> "Season":
         """The guesses' errors after a half hour of this level came after one of the `last` level."""
@@ -87,7 +86,7 @@ class Season(Value):
             before + ((level - last - guess) ** 2 - before) / judged
             for before, guess in zip((self.still, self.daily, self.weekly), guesses, strict=True)
         )
-        return self.model_copy(update={"judged": judged, "still": still, "daily": by_day, "weekly": by_week})
+        return self.changed(judged=judged, still=still, daily=by_day, weekly=by_week)
 
     @property
     def explained(self) -> float:

@@ -33,7 +33,7 @@ class Shape(Value):
         if running >= 1 and kv_tokens > 0:
             share = 1 - 0.5 ** (seconds / _CONTEXT_HALF_LIFE_S) if context > 0 else 1.0
             context += share * (kv_tokens / running - context)
-        return Shape(prefill_tokens=tokens, prefill_pairs=pairs, context=context)
+        return Shape.made(prefill_tokens=tokens, prefill_pairs=pairs, context=context)
 
     @property
     def depth(self) -> float | None:

@@ -6,8 +6,9 @@ The surprising idea: idle and blind are told apart by the heartbeat. An engine w
 its loop; one whose heartbeat stands still has told us nothing, however fresh the scrape looks.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter, mul
 
 import numpy as np
@@ -74,7 +75,7 @@ class Lengths(Value):
             return self
         weight = self.weight * 0.5 ** (requests / _LENGTH_MEMORY) + requests
         share = requests / weight
-        return Lengths(
+        return Lengths.made(
             prompt=self.prompt + share * (counted.prompt_tokens / requests - self.prompt),
             output=self.output + share * (counted.output_tokens / requests - self.output),
             cached=self.cached if cached is None else self.cached + share * (cached - self.cached),
@@ -190,10 +191,10 @@ def read(
     looked_at = max((metrics.at for metrics in gateways.values()), default=before)
     seconds = looked_at - before if before is not None and looked_at is not None else 0.0
     if before is not None and looked_at is not None and seconds > 0:
-        new = Slot(start=before, end=looked_at, classes=delta, progress=progress)
+        new = Slot.made(start=before, end=looked_at, classes=delta, progress=progress)
         slots = appended(slots, new, span_s, now)
     existing = {gateway.id for gateway in observation.gateways}
-    window = Window(
+    window = Window.made(
         since=now if window.since is None else window.since,
         gateways={key: told for key, told in {**window.gateways, **gateways}.items() if key in existing},
         met={gateway.id: window.met.get(gateway.id, now) for gateway in observation.ready_gateways},
@@ -201,10 +202,14 @@ def read(
         slots=slots,
         tracks=tracks,
     )
-    blind = _blind(observation, window, now, max_age_s)
-    signals = _signals(observation, window, gateways, engines, delta, blind, objectives)
+    reporting, doors = _reporting(observation, window), _reporting_gateways(observation, window)
+    blind = _blind(observation, window, reporting, doors, now, max_age_s)
+    whole = all(r.id in engines for r in reporting) and all(g.id in gateways for g in doors)
+    signals = _signals(
+        observation, window, gateways, engines, delta, objectives, complete=bool(gateways) and not blind and whole
+    )
     faults = (*observation.faults, *judge.faults)
-    signals = signals.model_copy(update={"faults": faults, "rejected": tuple(judge.faults)})
+    signals = signals.changed(blind=blind, faults=faults, rejected=tuple(judge.faults))
     return Reading(
         signals=signals, window=window, lengths=lengths, delta=delta, samples=samples, seconds=max(0.0, seconds)
     )
@@ -219,20 +224,23 @@ def _followed(
     passed = [(0.0, 0.0, 0.0, 0.0)]
     most = max(_FEWEST_SAMPLES, _MOST_SAMPLES // max(1, len(engines)))
     for replica in replicas:
-        before, metrics = tracks.get(replica.id), engines.get(replica.id)
+        key = replica.id
+        before, metrics = tracks.get(key), engines.get(key)
         if before is not None and not before.is_of(replica):
             before = None
         if metrics is not None:
-            track = after[replica.id] = Track.after(replica, metrics, before)
-            chosen, each = unseen(metrics.samples, before, most)
-            steps += chosen
-            times += [each] * len(chosen)
+            track = after[key] = Track.after(replica, metrics, before)
+            if metrics.samples:
+                chosen, each = unseen(metrics.samples, before, most)
+                steps += chosen
+                times += [each] * len(chosen)
             passed.append(track.since(before))
         elif before is not None:
-            after[replica.id] = before
-    rows = np.array(steps, dtype=np.float64).reshape(-1, len(StepSample._fields))
+            after[key] = before
+    width = len(StepSample._fields)
+    rows = np.fromiter(chain.from_iterable(steps), np.float64, width * len(steps)).reshape(-1, width)
     replica_s, busy_s, queries, hits = map(sum, zip(*passed, strict=True))
-    progress = Progress(
+    progress = Progress.made(
         work=Work.of(rows, np.array(times)),
         replica_seconds=replica_s,
         busy_seconds=busy_s,
@@ -251,23 +259,29 @@ def _reporting(observation: Observation, window: Window) -> tuple[Replica, ...]:
     return tuple(replica for replica in live if replica.phase is Phase.READY or replica.id in window.tracks)
 
 
-def _blind(observation: Observation, window: Window, now: float, max_age_s: float) -> tuple[str, ...]:
-    """Replicas that ought to report, and the gateway, from which there has been no sign of life for too long."""
+def _blind(
+    observation: Observation,
+    window: Window,
+    reporting: Iterable[Replica],
+    doors: Sequence[Gateway],
+    now: float,
+    max_age_s: float,
+) -> tuple[str, ...]:
+    """Of those that ought to report, replicas and gateways without a sign of life for too long."""
     since = window.since if window.since is not None else now
     blind = []
-    for replica in _reporting(observation, window):
+    for replica in reporting:
         track = window.tracks.get(replica.id)
         # Having just become ready is a sign of life too.
         last_word = max(since, track.advanced_at if track else 0.0, replica.ready_at or replica.created_at)
         if now - last_word > max_age_s:
             blind.append(replica.id)
-    reporting = _reporting_gateways(observation, window)
-    for gateway in reporting:
+    for gateway in doors:
         told = window.gateways.get(gateway.id)
         last_word = max(since, told.at if told else 0.0, window.met.get(gateway.id, 0.0))
         if now - last_word > max_age_s:
             blind.append(gateway.id)
-    if observation.gateways and not reporting and now - max(since, window.looked_at or 0.0) > max_age_s:
+    if observation.gateways and not doors and now - max(since, window.looked_at or 0.0) > max_age_s:
         blind.append("every gateway")
     return tuple(blind)
 
@@ -287,29 +301,28 @@ def _signals(
     gateways: Mapping[str, GatewayMetrics],
     engines: Mapping[str, EngineMetrics],
     delta: Mapping[str, ClassCounters],
-    blind: tuple[str, ...],
     objectives: Iterable[Objectives],
+    *,
+    complete: bool,
 ) -> Signals:
-    reporting = _reporting(observation, window)
-    doors = _reporting_gateways(observation, window)
-    complete = bool(gateways) and not blind and all(replica.id in engines for replica in reporting)
-    complete = complete and all(gateway.id in gateways for gateway in doors)
+    """Everything but who is blind and what is wrong."""
     in_flight: dict[str, float] = {}
     for metrics in gateways.values():
         for key, requests in metrics.in_flight.items():
             in_flight[key] = in_flight.get(key, 0.0) + requests
-    held = sum(metrics.held for metrics in gateways.values())
+    held = sum((metrics.held for metrics in gateways.values()), 0.0)
     served = [_SERVED(engines[replica.id]) for replica in observation.replicas if replica.id in engines]
     waiting, running, backlog, usage, blocks = zip(*served, strict=True) if served else ((0.0,),) * 5
     arrived = any(counted.arrived > 0 for counted in delta.values())
     total, seen_s = window.total, window.seen_s
     work, peak = total.progress.work, window.busiest
     classes = {o.name: _class_signals(o, total, seen_s) for o in objectives}
-    return Signals(
+    # Requests on a replica, by the gateway's count or its own, whichever knows of more.
+    own = {key: metrics.running + metrics.waiting for key, metrics in engines.items()}
+    return Signals.made(
         window_s=seen_s,
         gateway_seen=bool(gateways),
         complete=complete,
-        blind=blind,
         classes=classes,
         arrivals_per_s=sum(c.arrivals_per_s for c in classes.values()) if seen_s > 0 else None,
         output_tokens_per_s=work.decode_tokens / seen_s if seen_s > 0 else None,
@@ -318,7 +331,7 @@ def _signals(
         running=sum(running),
         held=held,
         prefill_backlog=sum(backlog),
-        in_flight=sum(in_flight.values()),
+        in_flight=sum(in_flight.values(), 0.0),
         kv_usage=max(usage),
         num_serving=sum(1 for r in observation.replicas if r.phase is Phase.READY and r.id in engines),
         kv_held=sum(map(mul, usage, blocks)),
@@ -327,25 +340,19 @@ def _signals(
         decode_sequences=peak.sequences,
         context_tokens=peak.context,
         inter_token_s=work.inter_token_s,
-        load={replica.id: _load(replica.id, in_flight, engines) for replica in observation.replicas},
+        load={r.id: max(in_flight.get(r.id, 0.0), own.get(r.id, 0.0)) for r in observation.replicas},
         cache_value={key: track.recent_hits for key, track in window.tracks.items() if track.recent_hits >= 1},
     )
 
 
-def _load(replica_id: str, in_flight: Mapping[str, float], engines: Mapping[str, EngineMetrics]) -> float:
-    """Requests on a replica, by the gateway's count or its own, whichever knows of more."""
-    metrics = engines.get(replica_id)
-    return max(in_flight.get(replica_id, 0.0), metrics.running + metrics.waiting if metrics is not None else 0.0)
-
-
 def _class_signals(objectives: Objectives, total: Slot, seen_s: float) -> ClassSignals:
     counted = total.classes.get(objectives.name, ClassCounters())
-    return ClassSignals(
+    return ClassSignals.made(
         ttft_s=counted.ttft.quantile(objectives.ttft_share),
         tpot_s=counted.tpot.quantile(objectives.tpot_share),
         num_ttft=counted.ttft.total,
         num_tpot=counted.tpot.total,
         attainment=min(1.0, counted.slo_good / counted.slo_total) if counted.slo_total > 0 else None,
         requests=counted.slo_total,
-        arrivals_per_s=counted.arrived / seen_s if seen_s > 0 else 0,
+        arrivals_per_s=counted.arrived / seen_s if seen_s > 0 else 0.0,
     )

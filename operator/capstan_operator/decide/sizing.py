@@ -11,7 +11,7 @@ would have missed is unavoidable, and an infeasible objective does not run to th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,9 @@ from capstan_operator.decide.values import Value
 USUAL_STARTUP_S: Final = 120.0
 """Assumed until a start was measured."""
 _SAFE_SHARE: Final = 0.5
+# Of what may be missed, the part that comes on top of what no fleet avoids. Near that the bank tells too few misses of
+# small fleets: with more than this it would call one large enough that is far from the best there is.
+_BEYOND_SHARE: Final = 0.2
 # A fleet that is this much over a whole number is that number.
 _TOLERANCE: Final = 0.02
 _LEAST_SHARE: Final = 1e-6
@@ -46,7 +49,7 @@ class Feedback(Value):
 
     def learn(self, *, seen: float, seen_missed: float, told: float, told_missed: float, seconds: float) -> "Feedback":
         kept = 0.5 ** (seconds / _FEEDBACK_HALF_LIFE_S)
-        return Feedback(
+        return Feedback.made(
             seen=kept * self.seen + seen,
             seen_missed=kept * self.seen_missed + seen_missed,
             told=kept * self.told + told,
@@ -65,11 +68,15 @@ class Feedback(Value):
         return min(_LARGEST_FEEDBACK, _FEEDBACK_GAIN * max(0.0, self.unexplained - _FEEDBACK_SLACK * allowed))
 
 
-def margin(feedback: Feedback, allowed: float, history_s: float, startup_s: float) -> float:
-    """By how much a real fleet must be larger than the virtual one that sufficed; `allowed` is a share of requests."""
+def margin(feedback: Iterable[Feedback], allowed: Iterable[float], history_s: float, startup_s: float) -> float:
+    """By how much a real fleet must be larger than the virtual one that sufficed.
+
+    `feedback` is that of each class, of whose requests the share `allowed` may miss; the worst one binds.
+    """
+    worst = max((each.margin(share) for each, share in zip(feedback, allowed, strict=False)), default=0.0)
     short = _HISTORY_MARGIN * math.sqrt(_HISTORY_S / (_HISTORY_S + history_s))
     slow = _STARTUP_MARGIN_PER_S * startup_s
-    return (1 + feedback.margin(allowed)) * (1 + short + slow)
+    return (1 + worst) * (1 + short + slow)
 
 
 @dataclass(frozen=True)
@@ -103,14 +110,14 @@ class Sizing:
         return (replicas + _TOLERANCE) / self.margin
 
 
-def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float) -> Sizing:
-    """The sizing for classes that may miss `allowed` of their requests, with the margin `factor`."""
+def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float, rise: float = 1.0) -> Sizing:
+    """The sizing for classes that may miss `allowed` of their requests, with the margin `factor`, `rise` included."""
     misses = bank.misses(len(sizes))
     needed, safe, binding, share = 1, 1, 0, allowed[0]
     for k, permitted in enumerate(allowed):
         unavoidable = float(misses.shares[k][-1])
-        up = max(permitted, unavoidable + permitted / 2)
-        down = max(_SAFE_SHARE * permitted, unavoidable + _SAFE_SHARE * permitted / 2)
+        up = max(permitted, unavoidable + _BEYOND_SHARE * permitted)
+        down = max(_SAFE_SHARE * permitted, unavoidable + _SAFE_SHARE * _BEYOND_SHARE * permitted)
         asked = _fewest(misses.shares[k], sizes, up, factor)
         if asked > needed:
             needed, binding, share = asked, k, up
@@ -125,6 +132,7 @@ def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float) -> S
         names=bank.classes,
         sizes=sizes,
         misses=misses,
+        rise=rise,
     )
 
 

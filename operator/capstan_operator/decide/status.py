@@ -4,10 +4,11 @@ Knows no writer: whether a status is new enough to be written is the shell's que
 changes only with its status, so that a world at rest gives the same status again.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 from capstan_api import names
-from capstan_api.limits import BatchLimits, LimitsState
 from capstan_api.spec import Mode, Slo
 from capstan_api.startup import StartupPhase
 from capstan_api.status import (
@@ -29,6 +30,7 @@ from capstan_operator.decide.canary import Trial
 from capstan_operator.decide.conditions import Finding, Scene, findings
 from capstan_operator.decide.demand import Demand
 from capstan_operator.decide.ledger import Ledger, Transition, quantile
+from capstan_operator.decide.limits_memory import LimitsMemory
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
 from capstan_operator.decide.rollout import Plan
@@ -54,35 +56,38 @@ def report(
 ) -> tuple[Memory, InferenceDeploymentStatus]:
     """The status, and the memory with the conditions' transitions noted."""
     spec, ledger = deployment.spec, memory.ledger
-    phases = [r.phase for r in observation.replicas]
-    ready, wanted = phases.count(Phase.READY), memory.replicas.wanted or 0
+    phases = Counter([r.phase for r in observation.replicas])
+    ready, wanted = phases[Phase.READY], memory.replicas.wanted or 0
     results = [_slo_status(slo, signals, ledger) for slo in spec.slos]
-    effective = _effective(observation, memory, spec.scaling.mode)
-    scene = Scene(deployment, observation, memory, signals, plan, tuple(results), said, overdue, demand, now)
+    strays = _strays(observation, memory.limits)
+    effective = _effective(observation, memory, strays, spec.scaling.mode)
+    scene = Scene(
+        deployment, observation, memory, signals, plan, tuple(results), said, overdue, demand, frozenset(strays), now
+    )
     found = findings(scene)
     transitions = {kind: _transition(ledger.transitions.get(kind), f.status, now) for kind, f in found.items()}
-    memory = memory.model_copy(update={"ledger": ledger.model_copy(update={"transitions": transitions})})
+    if transitions != ledger.transitions:
+        memory = memory.changed(ledger=ledger.changed(transitions=transitions))
     generation, fault = deployment.metadata.generation, observation.configuration_fault
     newest = max(generation, fault.generation) if fault is not None else generation
-    accelerator = spec.variant.resources.accelerator
     status = InferenceDeploymentStatus(
         observed_generation=newest,
-        replicas=len(phases),
+        replicas=len(observation.replicas),
         ready_replicas=ready,
-        pending_replicas=phases.count(Phase.PENDING),
-        starting_replicas=phases.count(Phase.STARTING) + phases.count(Phase.FAILED),
-        draining_replicas=phases.count(Phase.DRAINING),
+        pending_replicas=phases[Phase.PENDING],
+        starting_replicas=phases[Phase.STARTING] + phases[Phase.FAILED],
+        draining_replicas=phases[Phase.DRAINING],
         desired_replicas=wanted,
         selector=f"{names.LABEL_DEPLOYMENT}={deployment.metadata.name},{names.LABEL_COMPONENT}=engine",
         revision=memory.revision,
         stable_revision=memory.rollout.stable.revision if memory.rollout.stable else "",
         effective_batch_limits=effective,
         slos=results,
-        startup=_startup(ledger),
+        startup=_startup(ledger.startups_s, tuple(ledger.stages_s.items())),
         usage=UsageStatus(
             replica_hours=f"{ledger.replica_hours:.4f}",
-            accelerator_hours=f"{ledger.replica_hours * (accelerator.count if accelerator else 0):.4f}",
-            cost=f"{ledger.replica_hours * float(spec.variant.cost_per_hour):.4f}",
+            accelerator_hours=f"{ledger.accelerator_hours:.4f}",
+            cost=f"{ledger.cost:.4f}",
             since=rfc3339(ledger.since) if ledger.since is not None else None,
         ),
         last_decision=ledger.last,
@@ -129,20 +134,29 @@ def _slo_status(slo: Slo, signals: Signals, ledger: Ledger) -> SloStatus:
     )
 
 
-def _effective(observation: Observation, memory: Memory, mode: Mode) -> EffectiveBatchLimits | None:
+def _strays(observation: Observation, decided: LimitsMemory) -> list[str]:
+    """Ready replicas that have told of other limits than were decided."""
+    ready = observation.with_phase(Phase.READY)
+    return [r.id for r in ready if (s := r.limits) is not None and not decided.allows(r.id, s.limits, s.envelope)]
+
+
+def _effective(
+    observation: Observation, memory: Memory, strays: Sequence[str], mode: Mode
+) -> EffectiveBatchLimits | None:
     """The limits that were decided; in mode Shadow those that the engines have by themselves."""
     limits, ready = memory.limits.limits, observation.with_phase(Phase.READY)
+    told = [r.limits.limits for r in ready if r.limits is not None]
+    num_applied = len(told) - len(strays)
     if mode is Mode.SHADOW:
-        limits = next((r.limits.limits for r in ready if r.limits is not None), None)
+        limits = told[0] if told else None
+        num_applied = told.count(told[0]) if told else 0
     if limits is None:
         return None
     changed_at = memory.limits.changed_at if mode is not Mode.SHADOW else None
     return EffectiveBatchLimits(
         max_sequences=limits.max_sequences,
         max_batched_tokens=limits.max_batched_tokens,
-        applied_replicas=sum(
-            1 for r in ready if r.limits is not None and _applied(r.id, r.limits, limits, memory, mode)
-        ),
+        applied_replicas=num_applied,
         last_change_time=rfc3339(changed_at) if changed_at is not None else None,
         reason="ModeShadow" if mode is Mode.SHADOW else memory.limits.message or memory.limits.reason,
         on_trial=_on_trial(memory.limits.canary.trial) if mode is not Mode.SHADOW else None,
@@ -160,23 +174,22 @@ def _on_trial(trial: Trial | None) -> LimitsOnTrial | None:
     )
 
 
-def _applied(replica: str, state: LimitsState, limits: BatchLimits, memory: Memory, mode: Mode) -> bool:
-    return (
-        state.limits == limits if mode is Mode.SHADOW else memory.limits.allows(replica, state.limits, state.envelope)
-    )
-
-
-def _startup(ledger: Ledger) -> StartupStatus:
+@lru_cache(maxsize=1024)
+def _startup(
+    startups_s: tuple[float, ...], stages_s: tuple[tuple[StartupPhase, tuple[float, ...]], ...]
+) -> StartupStatus:
+    """Kept, because starts are rare among turns."""
+    by_phase = dict(stages_s)
     return StartupStatus(
-        p50_seconds=_whole(ledger.startup_s(0.5)),
-        p90_seconds=_whole(ledger.startup_s(0.9)),
-        samples=len(ledger.startups_s),
+        p50_seconds=_whole(quantile(startups_s, 0.5)),
+        p90_seconds=_whole(quantile(startups_s, 0.9)),
+        samples=len(startups_s),
         phases=[
             StartupPhaseStatus(
                 name=phase, p50_seconds=_whole(quantile(seconds, 0.5)), p90_seconds=_whole(quantile(seconds, 0.9))
             )
             for phase in StartupPhase
-            if (seconds := ledger.stages_s.get(phase))
+            if (seconds := by_phase.get(phase))
         ],
     )
 

@@ -40,10 +40,10 @@ class Work(Value):
         # Columns as in `StepSample`: 2 the seconds, 4 and 5 the sequences and their context.
         seconds = times * steps[:, 2]
         total = (seconds.sum(), seconds @ steps[:, 4], seconds @ steps[:, 5], times @ steps[:, 4])
-        return cls(**dict(zip(cls.model_fields, map(float, total), strict=True)))
+        return cls.made(**dict(zip(_WORK, map(float, total), strict=True)))
 
     def plus(self, *others: "Work") -> "Work":
-        return Work.model_construct(None, **_summed(_WORK, self, *others))
+        return Work.made(**_summed(_WORK, self, *others))
 
     @property
     def sequences(self) -> float:
@@ -72,7 +72,7 @@ class Progress(Value):
 
     def plus(self, *others: "Progress") -> "Progress":
         work = self.work.plus(*(other.work for other in others))
-        return Progress.model_construct(None, work=work, **_summed(_PROGRESS, self, *others))
+        return Progress.made(work=work, **_summed(_PROGRESS, self, *others))
 
     @property
     def utilisation(self) -> float | None:
@@ -108,7 +108,7 @@ class Slot(Value):
         none = ClassCounters()
         classes = {name: none.plus(*(slot.classes[name] for slot in slots if name in slot.classes)) for name in names}
         progress = self.progress.plus(*(slot.progress for slot in later))
-        return Slot.model_construct(start=self.start, end=slots[-1].end, classes=classes, progress=progress)
+        return Slot.made(start=self.start, end=slots[-1].end, classes=classes, progress=progress)
 
 
 class Track(NamedTuple):
@@ -214,7 +214,7 @@ class Window(Value):
     @property
     def seen_s(self) -> float:
         """Seconds that the slots cover; less than the span after a start or a gap."""
-        return sum(slot.end - slot.start for slot in self.slots)
+        return sum((slot.end - slot.start for slot in self.slots), 0.0)
 
     @property
     def busiest(self) -> Work:
