@@ -4,13 +4,17 @@ Knows no load. The file that it writes is what `capstan simulate --step-model` r
 """
 
 import asyncio
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from capstan_cli import output
 from capstan_cli.errors import CliError, Unreachable
+from capstan_cli.measure import Outcome
 from capstan_operator.admin import AdminClient
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide.observation import StepSample
@@ -60,10 +64,12 @@ class Collector:
         await self._look()
         await self._http.close()
 
-    def fit(self) -> Fit:
-        """The model of the steps so far; raises `CliError` when they tell too little."""
+    def fit(self, outcomes: Iterable[Outcome]) -> Fit:
+        """The model of the steps so far and of the requests that asked for them; raises `CliError` when they tell too
+        little.
+        """
         try:
-            return fitted(self._steps, self._kv_tokens)
+            return fitted(self._steps, self._kv_tokens).around(alone(outcomes))
         except SimulationError as error:
             fault = f" (the last look failed: {self._fault})" if self._fault else ""
             raise CliError(f"no step model: {error}{fault}; give more load, or load for longer") from None
@@ -85,6 +91,20 @@ class Collector:
         self._last = steps[-1].number if steps else self._last
 
 
+def alone(outcomes: Iterable[Outcome]) -> Iterator[tuple[int, float]]:
+    """Prompt tokens and TTFT of those that came when nobody else was there, and had their first token before anybody
+    else came.
+    """
+    requests = sorted(outcomes, key=lambda each: each.sent_s)
+    busy_until = -math.inf
+    for request, after in zip_longest(requests, requests[1:]):
+        ttft_s, tokens = request.ttft_s, request.prompt_tokens
+        is_first = request.sent_s >= busy_until
+        if is_first and ttft_s is not None and tokens and (after is None or after.sent_s >= request.sent_s + ttft_s):
+            yield tokens, ttft_s
+        busy_until = max(busy_until, request.ended_s)
+
+
 def write(path: Path, fit: Fit) -> None:
     """The model as JSON; raises `InputError`."""
     output.write_json(path, asdict(fit.model))
@@ -97,5 +117,5 @@ def sentence(fit: Fit) -> str:
         f"step model of {fit.num_steps} steps, typically {fit.error:.1%} off: {1e3 * model.base_s:.2f} ms"
         f" + {1e6 * model.prefill_token_s:.2f} µs per prefill token + {1e6 * model.sequence_s:.1f} µs per sequence"
         f" + {1e9 * model.context_token_s:.2f} ns per context token + {1e9 * model.attention_pair_s:.3f} ns per pair;"
-        f" {model.kv_tokens:,} tokens of KV"
+        f" {1e3 * model.outside_s:.1f} ms of a request outside of steps; {model.kv_tokens:,} tokens of KV"
     )

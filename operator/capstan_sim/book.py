@@ -15,7 +15,9 @@ UNSET = -1.0
 class Book:
     """Plain lists, because the simulation reads and writes single numbers by the million."""
 
-    def __init__(self, workload: Workload, priorities: tuple[int, ...] = (0,)) -> None:
+    def __init__(self, workload: Workload, priorities: tuple[int, ...] = (0,), outside_s: float = 0.0) -> None:
+        self.outside_s = outside_s
+        """From the moment at which a replica has a token to that at which the client has it."""
         self.arrival: list[float] = workload.arrival.tolist()
         self.prompt: list[int] = workload.prompt.tolist()
         self.output: list[int] = workload.output.tolist()
@@ -27,7 +29,7 @@ class Book:
         self.started: list[float] = [UNSET] * num
         """When a step of the replica that has it first computed a part of it."""
         self.first: list[float] = [UNSET] * num
-        """When its first token came."""
+        """When its first token came to the client, which is known before it comes."""
         self.done: list[float] = [UNSET] * num
         self.produced: list[int] = [0] * num
         """Output tokens known when it was last preempted."""
@@ -49,18 +51,18 @@ class Book:
         return len(self.arrival)
 
     def first_token(self, request: int, now: float) -> None:
-        self.first[request] = now
+        self.first[request] = came = now + self.outside_s
         self.first_times.append(now)
         self.first_requests.append(request)
-        self.first_ttfts.append(now - self.arrival[request])
+        self.first_ttfts.append(came - self.arrival[request])
 
     def finished(self, request: int, now: float) -> None:
         """Its last token came. A request of one token has a TPOT of 0."""
         output = self.output[request]
-        self.done[request] = now
+        self.done[request] = came = now + self.outside_s
         self.done_times.append(now)
         self.done_requests.append(request)
-        self.done_tpots.append((now - self.first[request]) / (output - 1) if output > 1 else 0.0)
+        self.done_tpots.append((came - self.first[request]) / (output - 1) if output > 1 else 0.0)
         self.done_time_sums.append(self.done_time_sums[-1] + now)
 
     def lost(self, request: int) -> None:

@@ -158,7 +158,9 @@ def turns(
             f"a request needs {longest} tokens of KV, one replica holds {setting.model.kv_tokens}; cap the prompts"
         )
     spans = tuple(blind)
-    fleet = Fleet(Book(workload, priorities), setting.model, setting.limits, setting.cold_start_s, engine)
+    fleet = Fleet(
+        Book(workload, priorities, setting.model.outside_s), setting.model, setting.limits, setting.cold_start_s, engine
+    )
     end_s = float(workload.arrival[-1])
     record = Record(setting, fleet.book, fleet, end_s)
     record.limited(setting.limits, 0.0)

@@ -27,6 +27,8 @@ class StepModel:
     attention_pair_s: float
     kv_tokens: int
     num_gpus: int = 1
+    outside_s: float = 0.0
+    """What a request takes beyond its steps: HTTP, tokenizing, the ways between processes."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -5,6 +5,7 @@ from aiohttp import web
 
 from capstan_cli import calibrate
 from capstan_cli.errors import CliError, Unreachable
+from capstan_cli.measure import Outcome, Result
 from capstan_sim.calibration import named
 from capstan_sim.step_time import StepModel
 
@@ -22,7 +23,8 @@ class FakeEngine:
 
     def step(self, number: int, seconds: float | None = None) -> tuple[float, ...]:
         work = (100 * (number % 4), number % 7, 50 * (number % 7), 0)
-        return (number, float(number), TRUTH.seconds(*work) if seconds is None else seconds, *work)
+        # Times that tell of no pause.
+        return (number, 0.0, TRUTH.seconds(*work) if seconds is None else seconds, *work)
 
     async def state(self, request: web.Request) -> web.Response:
         if request.headers.get("authorization") != "Bearer secret":
@@ -60,7 +62,7 @@ async def test_only_steps_of_this_load_are_fitted(engine, tmp_path, monkeypatch)
         seen = engine.looked
         while engine.looked < seen + 20:
             await calibrate.asyncio.sleep(0.001)
-    fit = collector.fit()
+    fit = collector.fit([])
     # The fifty steps of before took nine seconds each.
     assert fit.model.base_s == pytest.approx(TRUTH.base_s, rel=0.02)
     assert fit.model.prefill_token_s == pytest.approx(TRUTH.prefill_token_s, rel=0.02)
@@ -83,6 +85,17 @@ async def test_a_look_that_fails_loses_no_step(engine, monkeypatch):
     assert len(collector._steps) >= 100
 
 
+def test_only_requests_that_met_nobody_tell_what_lies_outside_of_steps():
+    def request(sent_s: float, first_s: float | None, ended_s: float) -> Outcome:
+        result = Result.COMPLETED if first_s is not None else Result.FAILED
+        return Outcome(0, None, sent_s, sent_s, ended_s, result, first_token_s=first_s, prompt_tokens=100)
+
+    met_nobody, met_it, met_later = request(0.0, 0.1, 1.0), request(0.5, 0.9, 2.0), request(5.0, 5.25, 9.0)
+    overtaken, failed = request(20.0, 20.9, 21.0), request(20.5, None, 20.6)
+    found = list(calibrate.alone([overtaken, met_later, met_it, met_nobody, failed]))
+    assert found == [(100, pytest.approx(0.1)), (100, pytest.approx(0.25))]
+
+
 async def test_a_wrong_token_is_told_before_the_load_begins(engine):
     with pytest.raises(Unreachable, match="must be the engine's own admin port"):
         async with calibrate.Collector(engine.url, "wrong"):
@@ -94,4 +107,4 @@ async def test_too_little_load_gives_no_model(engine):
     async with calibrate.Collector(engine.url, "secret") as collector:
         pass
     with pytest.raises(CliError, match="give more load"):
-        collector.fit()
+        collector.fit([])

@@ -15,8 +15,8 @@ TRUTH = StepModel(0.012, 9e-5, 4e-4, 2e-8, 3e-9, kv_tokens=50_000)
 
 @pytest.fixture
 def step_log(tmp_path):
-    def write(num_steps: int, noise: float = 0.02, columns=COLUMNS):
-        rng = np.random.default_rng(1)
+    def write(num_steps: int, noise: float = 0.02, columns=COLUMNS, pause_s: float = 0.0):
+        rng, now = np.random.default_rng(1), 0.0
         path = tmp_path / "steps.csv"
         with path.open("w", newline="") as file:
             rows = csv.writer(file)
@@ -31,7 +31,8 @@ def step_log(tmp_path):
                     prefill * int(rng.integers(1, 4000)),
                 )
                 seconds = TRUTH.seconds(*work) * (1 + noise * rng.standard_normal())
-                rows.writerow((number, 0.1 * number, seconds, *work)[: len(columns)])
+                now += pause_s + seconds
+                rows.writerow((number, now, seconds, *work)[: len(columns)])
         return path
 
     return write
@@ -44,6 +45,15 @@ def test_the_fit_predicts_what_the_engine_took(step_log):
     for work in ((0, 8, 9_000, 0), (800, 20, 30_000, 900_000), (0, 55, 120_000, 0)):
         assert fit.model.seconds(*work) == pytest.approx(TRUTH.seconds(*work), rel=0.02)
     assert fit.model.kv_tokens == 50_000
+
+
+def test_what_lies_between_steps_and_around_them_counts(step_log):
+    fit = fitted(read(step_log(3000, pause_s=0.004)), kv_tokens=50_000)
+    assert fit.model.base_s == pytest.approx(fitted(read(step_log(3000)), 50_000).model.base_s + 0.004, rel=1e-3)
+    assert fit.model.outside_s == 0
+    alone = [(tokens, fit.model.seconds(tokens, 0, 0, tokens**2 / 2) + 0.03) for tokens in (10, 400, 2000)]
+    assert fit.around(alone).model.outside_s == pytest.approx(0.03)
+    assert fit.around([]).model.outside_s == 0
 
 
 def test_stalls_are_spread_over_all_steps(step_log):

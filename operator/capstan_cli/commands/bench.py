@@ -149,7 +149,7 @@ def bench(
     if json_:
         output.write_json(json_, command.as_json(summary, outcomes, facts))
     if calibrate is not None and collector is not None:
-        fit = collector.fit()
+        fit = collector.fit(outcomes)
         calibration.write(calibrate, fit)
         console.print(calibration.sentence(fit), highlight=False, soft_wrap=True)
     if plot:
