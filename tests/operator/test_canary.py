@@ -11,9 +11,10 @@ from worlds import NOW, deployment, engine_metrics, limits_state, replica
 
 from capstan_api.limits import BatchLimits
 from capstan_operator.decide import Memory
-from capstan_operator.decide.canary import CanaryMemory, Fleet, Outcome, Verdict
+from capstan_operator.decide.canary import CanaryMemory
 from capstan_operator.decide.limits_memory import LimitsMemory
 from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.trials import Fleet, Outcome, Verdict
 from capstan_operator.decide.window import Track
 
 WEB = deployment(scaling={"maxReplicas": 8})

@@ -16,13 +16,14 @@ from itertools import takewhile
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.spec import BatchLimitsPolicy
-from capstan_operator.decide.canary import CanaryMemory, Fleet, Outcome, Verdict
+from capstan_operator.decide.canary import CanaryMemory
 from capstan_operator.decide.capacity import HEADROOM
 from capstan_operator.decide.ideal_limits import explained, ideal, lower, next_rung, one_rung, rungs, step
 from capstan_operator.decide.lateness import guarded, hurried, is_late, watched
 from capstan_operator.decide.limits_memory import Change, LimitsMemory, burst_budget
 from capstan_operator.decide.limits_situation import Situation
 from capstan_operator.decide.long_steps import LongSteps
+from capstan_operator.decide.trials import Fleet, Outcome, Verdict
 from capstan_operator.decide.values import Value
 
 

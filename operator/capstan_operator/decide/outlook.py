@@ -14,7 +14,6 @@ from capstan_api.engine_args import EngineArgs
 from capstan_api.spec import InferenceDeploymentSpec, LimitsMode, Mode, Slo
 from capstan_operator.decide import batch_limits, capacity, sizing
 from capstan_operator.decide.bank import Arrived, Bank, Class, Engine
-from capstan_operator.decide.canary import Fleet
 from capstan_operator.decide.curve import Array, sizes
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.ledger import Ledger
@@ -29,6 +28,7 @@ from capstan_operator.decide.season import Season
 from capstan_operator.decide.shape import Shape
 from capstan_operator.decide.signals import Reading
 from capstan_operator.decide.sizing import Feedback, Sizing
+from capstan_operator.decide.trials import Fleet
 
 _STARTUP_SHARE = 0.9
 _SHORTEST_LOOK_BACK_S = 10.0

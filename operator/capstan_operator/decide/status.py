@@ -26,7 +26,6 @@ from capstan_api.status import (
     summarize,
 )
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide.canary import Trial
 from capstan_operator.decide.conditions import Finding, Scene, findings
 from capstan_operator.decide.demand import Demand
 from capstan_operator.decide.ledger import Ledger, Transition, quantile
@@ -36,6 +35,7 @@ from capstan_operator.decide.observation import Observation, Phase, Replica
 from capstan_operator.decide.rollout import Plan
 from capstan_operator.decide.signals import Signals
 from capstan_operator.decide.times import rfc3339
+from capstan_operator.decide.trials import Trial
 
 _LONGEST_MESSAGE = 1024
 # Conditions that speak of the resource as it was written last, also when an older one is in force.
