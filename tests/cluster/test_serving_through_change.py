@@ -113,9 +113,9 @@ async def test_shadow_only_recommends_and_zero_wakes_for_a_held_request(deployed
 
     deployed.patch(scaling={"mode": "Auto", "minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 5}})
     await _until(deployed, lambda _: deployed.pods() == [], "at zero")
-    client = openai.AsyncOpenAI(base_url=f"{deployed.url()}/v1", api_key="none", max_retries=0)
     began = time.monotonic()
-    answer = await client.completions.create(model="capstan-tiny", prompt="Once upon a time", max_tokens=8)
+    async with openai.AsyncOpenAI(base_url=f"{deployed.url()}/v1", api_key="none", max_retries=0) as client:
+        answer = await client.completions.create(model="capstan-tiny", prompt="Once upon a time", max_tokens=8)
     assert answer.choices[0].text
     progress(f"from zero: answered after {time.monotonic() - began:.1f} s")
 

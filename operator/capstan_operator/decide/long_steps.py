@@ -77,6 +77,11 @@ class LongSteps(Value):
         """The memory with the better length of full steps: within `goal_s`, or `longest_s`."""
         if situation.target is None or self.load is None:
             return self
+        signals = situation.signals
+        base_s = situation.model.step_seconds(0, signals.decode_sequences, signals.context_tokens)
+        if not self.are_long and self.load >= 1 - base_s / goal_s:
+            # Who is saturated needs replicas; until they are there, the answers under way are protected.
+            return self
         expected = _Expected.of(situation, self.load, goal_s, longest_s)
         short = self.late_first.beside(expected.late_first_short)
         long = expected.late_first_long + self.late.beside(expected.late_long)
