@@ -66,7 +66,8 @@ def _adjusted(
     too_early = memory.adjusted_at is not None and now - memory.adjusted_at < policy.adjustment_interval_seconds
     if too_early or not situation.is_known:
         return Advice.made(memory=memory)
-    steps = _chosen(memory.steps, situation, envelope)
+    # Before anything was measured under limits of ours, answers are protected.
+    steps = memory.steps if memory.adjusted_at is None else _chosen(memory.steps, situation, envelope)
     # What long steps make late is weighed by whoever chose them: fewer sequences would not make them shorter.
     late = not steps.are_long and is_late(memory)
     before, guard = memory.guard, memory.guard if steps.are_long else guarded(memory)
