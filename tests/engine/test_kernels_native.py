@@ -4,7 +4,6 @@ At every level of instructions that this processor has.
 """
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,25 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_engine.kernels import KvLayout, QkNorm, Span, native, reference
-from capstan_engine.kernels.native import library as module
-from capstan_engine.kernels.native.library import LEVELS, compiled, library, load, processor_flags
+from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.stage import HostStage
 
-pytestmark = pytest.mark.skipif(library() is None, reason="nothing can be compiled here")
+pytestmark = [
+    pytest.mark.skipif(library() is None, reason="nothing can be compiled here"),
+    pytest.mark.usefixtures("at_each_level"),
+]
 
 torch.set_num_threads(1)
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(scope="module", params=LEVELS, ids=lambda level: level.name, autouse=True)
-def at_each_level(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The kernels come from the library of this level."""
-    if not request.param.flags <= processor_flags():
-        pytest.skip("not with this processor")
-    found = load(compiled(request.param))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "library", lambda: found)
-        yield
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

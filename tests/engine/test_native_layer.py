@@ -4,7 +4,6 @@ At every level of instructions that this processor has.
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,9 @@ from hypothesis import strategies as st
 
 from capstan_api.engine_args import Precision, Quantization
 from capstan_engine.kernels import KvLayout, LayerParts, QkNorm, Span, native
-from capstan_engine.kernels.native import library as module
 from capstan_engine.kernels.native import products
 from capstan_engine.kernels.native.layer import FusedLayer
-from capstan_engine.kernels.native.library import LEVELS, compiled, library, load, processor_flags
+from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.stage import HostStage
 from capstan_engine.models.layers import DecoderLayer
 from capstan_engine.quant.choose import choose
@@ -25,23 +23,14 @@ from capstan_engine.runner.runner import Runner
 from capstan_engine.scheduler.step import StepPlan
 from tiny_models import Case, load_runner, random_prompt, scheduled, write_checkpoint
 
-pytestmark = pytest.mark.skipif(library() is None, reason="nothing can be compiled here")
+pytestmark = [
+    pytest.mark.skipif(library() is None, reason="nothing can be compiled here"),
+    pytest.mark.usefixtures("at_each_level"),
+]
 
 torch.set_num_threads(1)
 BF16 = torch.bfloat16
 HIDDEN, INNER, WIDTH = 128, 384, 32
-
-
-@pytest.fixture(scope="module", params=LEVELS, ids=lambda level: level.name, autouse=True)
-def at_each_level(request: pytest.FixtureRequest) -> Iterator[None]:
-    """All of the kernels come from the library of this level."""
-    if not request.param.flags <= processor_flags():
-        pytest.skip("not with this processor")
-    found = load(compiled(request.param))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "library", lambda: found)
-        patch.setattr(products, "library", lambda: found)
-        yield
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -36,8 +36,10 @@ def test_fields_of_a_made_value_come_in_their_own_order() -> None:
 
 
 def test_a_made_value_stays_frozen() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        Work.made(seconds=1.0).seconds = 2.0  # type: ignore[misc]
+    made = Work.made(seconds=1.0)
+    for field in Work.model_fields:
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(made, field, 2.0)
 
 
 def test_a_field_that_is_missing_or_unknown_is_noticed() -> None:

@@ -131,7 +131,7 @@ def explained(
     n = signals.decode_sequences
     if lowered and wanted.max_batched_tokens < current.max_batched_tokens:
         prefill_s = (current.max_batched_tokens - n) * situation.token_s
-        full_s = situation.model.step_seconds(0, n, signals.context_tokens) + max(0.0, prefill_s)
+        full_s = situation.base_s + max(0.0, prefill_s)
         return "TpotPredicted", (
             f"a step of {current.max_batched_tokens} tokens with {_sequences(n)} "
             f"is predicted to take {_ms(full_s)} > {_ms(goal_s)}"

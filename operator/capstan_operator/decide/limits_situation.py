@@ -54,6 +54,11 @@ class Situation(Value):
         return self.signals.gateway_seen and self.model.is_usable and self.lengths.is_known
 
     @property
+    def base_s(self) -> float:
+        """A step of the sequences that decode now, without any prefill."""
+        return self.model.step_seconds(0, self.signals.decode_sequences, self.signals.context_tokens)
+
+    @property
     def is_lost(self) -> bool:
         """Whether prompts that come now will miss their TTFT, however long the steps are made."""
         return self.ttft_s is not None and self.queue_s > self.ttft_s

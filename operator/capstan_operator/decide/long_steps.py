@@ -77,9 +77,7 @@ class LongSteps(Value):
         """The memory with the better length of full steps: within `goal_s`, or `longest_s`."""
         if situation.target is None or self.load is None:
             return self
-        signals = situation.signals
-        base_s = situation.model.step_seconds(0, signals.decode_sequences, signals.context_tokens)
-        if not self.are_long and self.load >= 1 - base_s / goal_s:
+        if not self.are_long and self.load >= 1 - situation.base_s / goal_s:
             # Who is saturated needs replicas; until they are there, the answers under way are protected.
             return self
         expected = _Expected.of(situation, self.load, goal_s, longest_s)
@@ -123,9 +121,8 @@ class _Expected(NamedTuple):
 
     @classmethod
     def of(cls, situation: Situation, load: float, goal_s: float, longest_s: float) -> "_Expected":
-        target, signals, ttft_s = situation.target, situation.signals, situation.ttft_s
+        target, ttft_s, base_s = situation.target, situation.ttft_s, situation.base_s
         assert target is not None, "without a TPOT threshold steps may be as long as they like"
-        base_s = situation.model.step_seconds(0, signals.decode_sequences, signals.context_tokens)
         prompt_s = situation.token_s * max(situation.long_prompt, situation.lengths.computed_prompt) / 2
         late = late_tpot(load, prompt_s, base_s, target.threshold_s, situation.lengths.output)
         first = [

@@ -29,18 +29,8 @@ class DecoderLayer:
         That addition is left to the next layer, whose norm reads the sum anyway: `delta` is what the layer before left,
         and its memory may be used again. The residual stream `x` `[T, M]` changes in place.
         """
-        left = None if self._fused is None else self._fused(x, delta, cos, sin, cache, plan)
-        return self._part_by_part(x, delta, cos, sin, cache, plan) if left is None else left
-
-    def _part_by_part(
-        self,
-        x: torch.Tensor,
-        delta: torch.Tensor | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        cache: torch.Tensor,
-        plan: AttentionPlan,
-    ) -> torch.Tensor:
+        if self._fused is not None and (left := self._fused(x, delta, cos, sin, cache, plan)) is not None:
+            return left
         kernels, parts = self._kernels, self._parts
         if delta is None:
             hidden = kernels.rms_norm(x, parts.input_norm, parts.eps)
