@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from capstan_api.manifest import InvalidResource, read_document
-from capstan_api.spec import Mode
+from capstan_api.scaling import Mode
 from capstan_api.v1alpha1 import InferenceDeployment, parse
 from capstan_cli.errors import InputError
 from capstan_cli.traffic import ClassMix, span

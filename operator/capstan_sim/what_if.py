@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from capstan_api.limits import BatchLimits
-from capstan_api.spec import LimitsMode
+from capstan_api.scaling import LimitsMode
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render
 from capstan_sim import events as befalling

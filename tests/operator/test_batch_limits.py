@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from worlds import NOW, STEP_COSTS, samples
 
 from capstan_api.limits import BatchLimits, Envelope
-from capstan_api.spec import BatchLimitsPolicy
+from capstan_api.scaling import BatchLimitsPolicy
 from capstan_operator.decide.batch_limits import Advice, adjust
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.ladder import ladder, move

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_api.limits import BatchLimits, Envelope
-from capstan_api.spec import BatchLimitsPolicy
+from capstan_api.scaling import BatchLimitsPolicy
 from capstan_operator.decide.batch_limits import farthest
 from capstan_operator.decide.canary import CanaryMemory
 from capstan_operator.decide.engine_model import EngineModel

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import NOW, deployment
 
-from capstan_api.spec import Scaling
+from capstan_api.scaling import Scaling
 from capstan_operator.decide.bank import Bank, Slot
 from capstan_operator.decide.curve import curve, sizes
 from capstan_operator.decide.replicas import Advice, ReplicasMemory, Situation, advise

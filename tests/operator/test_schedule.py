@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstan_api.scaling import Mode, Scaling
 from capstan_api.schedule import Schedule
-from capstan_api.spec import Mode, Scaling
 from capstan_operator.decide.bounds import bounds
 from capstan_operator.decide.observation import Allowance
 from capstan_operator.decide.schedule import coming_window, open_window

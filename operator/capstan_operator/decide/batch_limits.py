@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from capstan_api.limits import BatchLimits, Envelope
-from capstan_api.spec import BatchLimitsPolicy
+from capstan_api.scaling import BatchLimitsPolicy
 from capstan_operator.decide.canary import CanaryMemory
 from capstan_operator.decide.capacity import HEADROOM
 from capstan_operator.decide.ideal_limits import explained, ideal, lower, next_rung, one_rung, rungs, step

@@ -7,7 +7,7 @@ so that they are ready when it opens; its `maxReplicas` holds from its beginning
 
 from typing import Final, NamedTuple
 
-from capstan_api.spec import Mode, Scaling
+from capstan_api.scaling import Mode, Scaling
 from capstan_operator.decide.observation import Allowance
 from capstan_operator.decide.schedule import Window, coming_window, open_window
 from capstan_operator.decide.sizing import USUAL_STARTUP_S

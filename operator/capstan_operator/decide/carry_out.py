@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Final
 
 from capstan_api.replicas import ReplicaEntry, ReplicaState
-from capstan_api.spec import Mode
+from capstan_api.scaling import Mode
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render
 from capstan_operator.decide.actions import (

@@ -7,7 +7,8 @@ being there only while they are true: GitOps tools wait for the first to go and 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from capstan_api.spec import Mode, Slo
+from capstan_api.scaling import Mode
+from capstan_api.spec import Slo
 from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus, SloStatus
 from capstan_api.v1alpha1 import InferenceDeployment

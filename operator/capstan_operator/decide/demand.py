@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from capstan_api.spec import Mode, Scaling, Slo
+from capstan_api.scaling import Mode, Scaling
+from capstan_api.spec import Slo
 from capstan_operator.decide.bank import Bank
 from capstan_operator.decide.bounds import bounds
 from capstan_operator.decide.observation import Observation, Phase

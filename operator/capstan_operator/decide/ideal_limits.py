@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from capstan_api.limits import BatchLimits, Envelope
-from capstan_api.spec import BatchLimitsPolicy
+from capstan_api.scaling import BatchLimitsPolicy
 from capstan_operator.decide.capacity import HEADROOM, sustained_batch
 from capstan_operator.decide.ladder import LARGEST_MARGIN, ladder, move, towards
 from capstan_operator.decide.limits_situation import Situation

@@ -9,7 +9,8 @@ Knows no HTTP, process or cluster, and reads no clock: `now` is epoch seconds.
 import hashlib
 from pathlib import Path
 
-from capstan_api.spec import InferenceDeploymentSpec, Mode
+from capstan_api.scaling import Mode
+from capstan_api.spec import InferenceDeploymentSpec
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render, replicas, rollout, signals, status
 from capstan_operator.decide.bank import Bank

@@ -11,7 +11,8 @@ from functools import cached_property
 from math import inf
 
 from capstan_api.engine_args import EngineArgs
-from capstan_api.spec import InferenceDeploymentSpec, LimitsMode, Mode, Slo
+from capstan_api.scaling import LimitsMode, Mode
+from capstan_api.spec import InferenceDeploymentSpec, Slo
 from capstan_operator.decide import batch_limits, capacity, sizing
 from capstan_operator.decide.bank import Arrived, Bank, Class, Engine
 from capstan_operator.decide.curve import Array, sizes

@@ -11,7 +11,7 @@ The surprising idea: scaling up needs no panic mode. A burst is in the look-back
 import math
 from itertools import takewhile
 
-from capstan_api.spec import Mode, Scaling
+from capstan_api.scaling import Mode, Scaling
 from capstan_operator.decide.bounds import Bound, Bounds, bounds
 from capstan_operator.decide.observation import Allowance
 from capstan_operator.decide.signals import Signals

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from capstan_api import names
-from capstan_api.spec import Mode, Slo
+from capstan_api.scaling import Mode
+from capstan_api.spec import Slo
 from capstan_api.startup import StartupPhase
 from capstan_api.status import (
     Condition,
