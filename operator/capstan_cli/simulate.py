@@ -23,6 +23,7 @@ from capstan_sim import calibration, workload
 from capstan_sim.errors import SimulationError
 from capstan_sim.events import Event
 from capstan_sim.report import report
+from capstan_sim.router import Rule
 from capstan_sim.what_if import LAWS, WhatIf
 from capstan_sim.workload import Workload
 
@@ -50,6 +51,7 @@ class Options:
     initial_replicas: int | None
     events: Sequence[str]
     is_exact: bool
+    routing: str
 
 
 def run(options: Options, console: Console) -> dict[str, dict[str, Any]]:
@@ -73,6 +75,9 @@ def changed(document: Any, changes: Iterable[str]) -> Any:
 
     Paths lead through `spec`; an element of a list is named by its `name` or its place. Raises `InputError`.
     """
+    if not isinstance(document, dict):
+        # What it is instead, is for whoever validates it to say.
+        return document
     for change in changes:
         path, equals, text = change.partition("=")
         if not equals or not path:
@@ -144,6 +149,7 @@ def _question(options: Options) -> WhatIf:
         initial_replicas=initial,
         events=events,
         is_exact=options.is_exact,
+        rule=Rule(options.routing),
     )
 
 

@@ -1,9 +1,8 @@
 """The pods of a simulated deployment: launched, ready, drained, retired, killed, and the router in front of them.
 
 Knows no policy and no metrics beyond its own books. A pod costs from its launch to its retirement, cold start and
-draining included. Requests go to the ready pod with the fewest outstanding ones; while none is ready they wait at the
-gateway. None is ever dropped: a resource's bounds on waiting are not imitated, so that what a product would refuse
-counts as late here.
+draining included. Requests go to the ready pod that `router` names; while none is ready they wait at the gateway. None
+is ever dropped: a resource's bounds on waiting are not imitated, so that what a product would refuse counts as late.
 """
 
 import math
@@ -17,6 +16,7 @@ from capstan_api.limits import BatchLimits
 from capstan_sim.book import Book
 from capstan_sim.engine import Engine
 from capstan_sim.replica import Replica
+from capstan_sim.router import Router, Rule
 from capstan_sim.step_time import StepModel
 
 
@@ -43,6 +43,8 @@ class Pod:
     """When its present or last start began."""
     restarts: int = 0
     retired_at: float = math.inf
+    work: int = 0
+    """Outstanding, as its router counts it."""
 
     def seconds(self, until: float) -> float:
         """How long it has cost something since 0."""
@@ -59,6 +61,7 @@ class Fleet:
         limits: BatchLimits,
         cold_start_s: float,
         engine: Callable[[StepModel, BatchLimits, Book], Engine] = Replica,
+        rule: Rule = Rule.GATEWAY,
     ) -> None:
         self.book = book
         self.model = model
@@ -81,7 +84,8 @@ class Fleet:
         self.step_factor: Callable[[float], float] = lambda now: 1.0
         """By how much steps of a pod launched now are longer."""
         self._engine = engine
-        self._ready: list[Engine] = []
+        self._router = Router(book, rule)
+        self._ready: list[Pod] = []
         self._pod_of: dict[int, Pod] = {}
         self._runs: list[tuple[float, int, Engine]] = []
         """Heap of ends of runs. An entry whose replica has another end by now is stale."""
@@ -129,7 +133,7 @@ class Fleet:
         assert pod.phase is PodPhase.READY, f"{pod.id} is {pod.phase}: only a ready pod drains"
         assert pod.replica is not None, "a ready pod has an engine"
         pod.phase = PodPhase.DRAINING
-        self._ready.remove(pod.replica)
+        self._ready.remove(pod)
         if not pod.replica.outstanding:
             self.stop(pod)
 
@@ -189,20 +193,18 @@ class Fleet:
         self.now = until
 
     def _route(self, request: int) -> None:
-        """To the ready replica with the fewest requests, the one that has been ready longest among equals."""
-        best: Engine | None = None
-        fewest = 1 << 60
-        for replica in self._ready:
-            if replica.outstanding < fewest:
-                best, fewest = replica, replica.outstanding
-        if best is None:
+        pod = self._router.choose(self._ready)
+        if pod is None:
             self.gateway.append(request)
             return
-        before = best.until
-        self.book.pod[request] = self._pod_of[id(best)].number
-        best.submit(request, self.now)
-        if best.until != before:
-            self._watch(best)
+        replica = pod.replica
+        assert replica is not None, "a ready pod has an engine"
+        self._router.give(request, pod)
+        before = replica.until
+        self.book.pod[request] = pod.number
+        replica.submit(request, self.now)
+        if replica.until != before:
+            self._watch(replica)
 
     def _watch(self, replica: Engine) -> None:
         if replica.until != math.inf:
@@ -233,7 +235,7 @@ class Fleet:
         pod.phase, pod.ready_at = PodPhase.READY, self.now
         pod.replica = replica = self._engine(pod.model, self.limits, self.book)
         self._pod_of[id(replica)] = pod
-        self._ready.append(replica)
+        self._ready.append(pod)
         waiting, self.gateway = self.gateway, deque()
         for request in waiting:
             self._route(request)
@@ -243,8 +245,8 @@ class Fleet:
         replica, pod.replica = pod.replica, None
         if replica is None:
             return
-        if replica in self._ready:
-            self._ready.remove(replica)
+        if pod in self._ready:
+            self._ready.remove(pod)
         self._preemptions_by_gone += replica.num_preemptions
         lost = replica.abandon()
         # No stale entry may keep it alive under a number that a later replica could get.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from capstan_api.limits import BatchLimits
+from capstan_sim.router import Rule
 from capstan_sim.step_time import StepModel
 
 
@@ -112,3 +113,5 @@ class Setting:
     cold_start_s: float
     initial_replicas: int
     limits: BatchLimits
+    rule: Rule = Rule.GATEWAY
+    """By which requests are given to replicas."""

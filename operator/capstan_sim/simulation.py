@@ -158,9 +158,8 @@ def turns(
             f"a request needs {longest} tokens of KV, one replica holds {setting.model.kv_tokens}; cap the prompts"
         )
     spans = tuple(blind)
-    fleet = Fleet(
-        Book(workload, priorities, setting.model.outside_s), setting.model, setting.limits, setting.cold_start_s, engine
-    )
+    book = Book(workload, priorities, setting.model.outside_s)
+    fleet = Fleet(book, setting.model, setting.limits, setting.cold_start_s, engine, setting.rule)
     end_s = float(workload.arrival[-1])
     record = Record(setting, fleet.book, fleet, end_s)
     record.limited(setting.limits, 0.0)

@@ -23,6 +23,7 @@ from capstan_sim.events import Event
 from capstan_sim.exact import ExactReplica
 from capstan_sim.policy import Objective, Setting
 from capstan_sim.replica import Replica
+from capstan_sim.router import Rule
 from capstan_sim.simulation import Controller, Record, TargetController, simulate
 from capstan_sim.step_time import StepModel
 from capstan_sim.workload import Workload
@@ -37,7 +38,10 @@ PEER_LIMITS: Final = BatchLimits(max_sequences=256, max_batched_tokens=1024)
 
 @dataclass(frozen=True)
 class WhatIf:
-    """`cold_start_s` is from launch to ready; `initial_replicas` are ready at 0; `is_exact` asks the real scheduler."""
+    """`cold_start_s` is from launch to ready; `initial_replicas` are ready at 0; `is_exact` asks the real scheduler.
+
+    `rule` says which replica gets a request.
+    """
 
     workload: Workload
     deployment: InferenceDeployment
@@ -46,6 +50,7 @@ class WhatIf:
     initial_replicas: int = 1
     events: tuple[Event, ...] = ()
     is_exact: bool = False
+    rule: Rule = Rule.GATEWAY
 
     @property
     def objectives(self) -> dict[str, Objective]:
@@ -102,6 +107,7 @@ class WhatIf:
             cold_start_s=self.cold_start_s,
             initial_replicas=initial,
             limits=envelope.top if policy == LAW else envelope.clamp(PEER_LIMITS),
+            rule=self.rule,
         )
 
 

@@ -7,6 +7,7 @@ Knows no fleet. Columns of a trace are `t` (seconds), `prompt` and `output` (tok
 
 import csv
 import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,18 +108,20 @@ def read(path: Path, classes: Sequence[str] = ()) -> Workload:
     try:
         with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
             lines = [line for line in file if not line.startswith("#")]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SimulationError(f"cannot read the trace {path}: {reason}") from None
     answered = sorted(access for access in map(Access.found, lines) if access is not None and access.output_tokens)
     if answered:
         return _logged(path, answered, classes)
-    rows = csv.reader(lines)
-    header = next(rows, [])
     try:
-        columns = {name: column for name, *column in zip(header, *rows, strict=True)} if header else {}
+        table = list(csv.reader(lines))
+    except csv.Error as error:
+        raise SimulationError(f"{path} is no table: {error}") from None
+    try:
+        columns = {name: column for name, *column in zip(*table, strict=True)}
     except ValueError:
-        raise SimulationError(f"{path}: not every row has the {len(header)} columns of the header") from None
+        raise SimulationError(f"{path}: not every row has the {len(table[0])} columns of the header") from None
     missing = [name for name in ("t", "prompt", "output") if not columns.get(name)]
     if missing:
         raise SimulationError(

@@ -1,7 +1,8 @@
 """The table of autoscalers: attainment, GPU-hours and scale events of every policy on every development case.
 
     python tests/bench/autoscaling.py --traces DIR [--cases az-conv,mc-syn] [--policies capstan,keda_slo:0.6]
-        [--cold-starts 30,120,300] [--seeds 0,1,2] [--bounds] [--processes 2] [--output build/bench]
+        [--cold-starts 30,120,300] [--seeds 0,1,2] [--rule outstanding] [--bounds] [--processes 2]
+        [--output build/bench]
 
 Without `--policies`: the law and every peer at its three knobs; a peer also gets a line with its best knob in each
 case: the cheapest that attains 99 %, else the one that attains most. A cell is the median over the clone seeds. The
@@ -16,7 +17,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from capstan_sim.cases import CASES
 from capstan_sim.clairvoyant import clairvoyant
 from capstan_sim.measure import Summary, summary
 from capstan_sim.policies import KNOBS, PEERS
+from capstan_sim.router import Rule
 from capstan_sim.what_if import LAW
 
 DEFAULT_CASES = ("az-conv", "sg-large", "sg-mid", "mc-syn")
@@ -42,6 +44,7 @@ class Job:
     policy: str
     cold_start_s: float
     seed: int
+    rule: Rule = Rule.GATEWAY
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ BOUNDS = ("fluid", "static oracle", "causal limit", "clairvoyant")
 def run(job: Job) -> tuple[Summary | None, str, float]:
     """The summary, a note for people, and the wall time. No summary where no fleet within the bounds attains 99 %."""
     began = time.perf_counter()
-    question = CASES[job.case].question(job.traces, job.cold_start_s, seed=job.seed)
+    question = replace(CASES[job.case].question(job.traces, job.cold_start_s, seed=job.seed), rule=job.rule)
     if job.policy not in BOUNDS:
         record = question.ask(job.policy)
         return summary(record, list(question.objectives.values())), "", time.perf_counter() - began
@@ -212,10 +215,10 @@ def _jobs(arguments: argparse.Namespace) -> Iterable[Job]:
     for cold_start_s in _numbers(arguments.cold_starts):
         for case in arguments.cases.split(","):
             for policy in with_bounds:
-                yield Job(arguments.traces, case, policy, cold_start_s, 0)
+                yield Job(arguments.traces, case, policy, cold_start_s, 0, arguments.rule)
             for policy in policies:
                 for seed in _numbers(arguments.seeds):
-                    yield Job(arguments.traces, case, policy, cold_start_s, int(seed))
+                    yield Job(arguments.traces, case, policy, cold_start_s, int(seed), arguments.rule)
 
 
 def main() -> None:
@@ -226,6 +229,7 @@ def main() -> None:
     parser.add_argument("--cold-starts", default="120")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--bounds", action="store_true")
+    parser.add_argument("--rule", type=Rule, choices=Rule, default=Rule.GATEWAY, help="which replica gets a request")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("build/bench"))
     arguments = parser.parse_args()

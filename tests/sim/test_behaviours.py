@@ -188,7 +188,9 @@ def test_a_day_is_served_with_three_quarters_of_what_a_static_fleet_costs():
     rate = lambda at: 7 - 6 * math.cos(2 * math.pi * at / day_s)  # noqa: E731
     # Long requests, so that few of them are a day.
     long = {"prompt": lambda at: 2000, "output": 240}
-    record = play(arrivals(rate, day_s, **long), initial=1)
+    # Twenty minutes of look-back would be a sixth of it.
+    look_back = {"scaleDown": {"stabilizationWindowSeconds": 600}}
+    record = play(arrivals(rate, day_s, **long), initial=1, behavior=look_back)
     peak = arrivals(lambda at: rate(at + day_s / 2 - 150), 300.0, **long)
     assert share(record, 0.0, math.inf) >= 0.99
     assert gpu_hours(record) <= 0.75 * fewest_static(peak) * day_s / 3600

@@ -16,6 +16,7 @@ from capstan_sim.control_plane import ControlPlane, objectives
 from capstan_sim.events import Event, blind_spans, prepare
 from capstan_sim.measure import attained, flips
 from capstan_sim.policy import Setting
+from capstan_sim.router import Rule
 from capstan_sim.simulation import Record, simulate
 from capstan_sim.step_time import StepModel
 from capstan_sim.workload import Workload
@@ -102,6 +103,7 @@ def play(
     *events: str,
     limits: BatchLimits | None = None,
     cold_start_s: float = 20.0,
+    rule: Rule = Rule.GATEWAY,
     **scaling,
 ) -> Played:
     turns: list[tuple[Observation, Decision]] = []
@@ -110,7 +112,9 @@ def play(
     if limits is not None:
         control.memory = Memory(limits=LimitsMemory(limits=limits))
     top = render.envelope(of).top
-    setting = Setting(model, objectives(of)[0], 1200.0, 60.0, of.spec.scaling.max_replicas, cold_start_s, replicas, top)
+    setting = Setting(
+        model, objectives(of)[0], 1200.0, 60.0, of.spec.scaling.max_replicas, cold_start_s, replicas, top, rule
+    )
     befalling = [Event.parse(event) for event in events]
     record = simulate(
         workload,
@@ -149,7 +153,9 @@ def test_a_step_that_is_slower_than_the_model_says_is_reverted_and_only_one_repl
 
 def test_a_slower_replica_is_the_one_that_limits_are_tried_on():
     begin = BatchLimits(max_sequences=64, max_batched_tokens=400)
-    played = play(load(13.0, 300.0), LINEAR, 3, "reclaim@3", "slow-steps@3:100=1.5", limits=begin)
+    # The gateway's rule would spare the slow one, so that it could bear what is tried.
+    events, rule = ("reclaim@3", "slow-steps@3:100=1.5"), Rule.OUTSTANDING
+    played = play(load(13.0, 300.0), LINEAR, 3, *events, limits=begin, rule=rule)
 
     slow = next(pod.id for pod in played.record.fleet.pods if pod.model != LINEAR)
     trials = [decision.memory.limits.canary.trial for _, decision in played.turns]

@@ -1,7 +1,7 @@
 """`capstan simulate`: ask what a trace would meet."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -59,6 +59,10 @@ def simulate(
     exact: Annotated[
         bool, typer.Option("--exact", help="Step the engine's own scheduler token by token: slow, KV in whole blocks.")
     ] = False,
+    routing: Annotated[
+        Literal["gateway", "outstanding"],
+        typer.Option(help="Replicas are chosen as by the gateway, or by the number of their requests alone."),
+    ] = "gateway",
     window: Window = None,
     max_prompt: Annotated[
         int | None, typer.Option(min=1, help="Leave out requests with a longer prompt.", rich_help_panel=LOAD)
@@ -79,8 +83,8 @@ def simulate(
 ) -> None:
     """Ask what a trace would meet: the real law, or a known autoscaler, over a fleet in simulated time.
 
-    Scheduling and decisions are the real ones; imitated are the seconds of a step and the start of a pod. The same
-    options give the same report, byte for byte.
+    Routing, scheduling and decisions are the real ones; imitated are the seconds of a step and the start of a pod. The
+    same options give the same report, byte for byte.
     """
     from rich.console import Console
 
@@ -107,6 +111,7 @@ def simulate(
         initial_replicas=initial_replicas,
         events=event or (),
         is_exact=exact,
+        routing=routing,
     )
     console = Console()
     reports = command.run(options, console)
