@@ -53,6 +53,10 @@ test-cluster: setup ## Run the tests that need a Kubernetes cluster, built where
 	@PYTHON=$(BIN)/python CAPSTAN_CAMPAIGNS=$(if $(FULL),full,short) LIMIT=$(if $(FULL),6h,40m) PYTEST_TIMEOUT=$(if $(FULL),7200,600) \
 	  SELECT='e2e and not gpu$(if $(FULL),, and not slow)' .ci/test cluster
 
+.PHONY: test-gpu
+test-gpu: setup ## Run the kernels' tests in full on this machine's GPU
+	@PYTHON=$(BIN)/python SELECT='not e2e' .ci/test kernels
+
 .PHONY: bench
 bench: setup ## Measure the engine on CPU against llama.cpp, transformers and vLLM
 	@$(BIN)/python tests/bench/cpu.py --rounds 2
@@ -60,8 +64,8 @@ bench: setup ## Measure the engine on CPU against llama.cpp, transformers and vL
 
 .PHONY: bench-gpu
 bench-gpu: setup ## Measure the kernels and the engine on this machine's GPU
-	@$(BIN)/python tests/bench/kernels.py
-	@$(BIN)/python tests/bench/engine.py
+	@failed=; for bench in kernels engine; do $(BIN)/python tests/bench/$$bench.py || failed="$$failed $$bench"; done; \
+	test -z "$$failed" || { echo "bench-gpu: failed:$$failed" >&2; exit 1; }
 
 .PHONY: cluster
 cluster: setup ## Start a Kubernetes cluster of its own on this machine and say how to use it

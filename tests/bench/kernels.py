@@ -6,7 +6,8 @@
 
 Shapes are Llama-3-8B's in bfloat16. A ratio above 1 means that ours is better than the peer; against a ceiling (`copy`,
 `matmul`) it is the share that is reached. Times are of CUDA graphs, so that launching is left out, as it is in an
-engine that replays them.
+engine that replays them. Weights and caches are read as in an engine, too: not from the GPU's own cache, out of which
+the other layers have driven them. So small ones are there several times and used in turn.
 """
 
 import argparse
@@ -14,11 +15,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import triton.testing as triton_testing
-from results import BUILD, comparison, keep
+from results import BUILD, Case, Row, comparison, measure
 from roofline import Ceilings, Timer, ceilings
 from torch.nn import functional
 from torch.nn.attention import flex_attention
@@ -46,8 +46,6 @@ from capstan_engine.kernels.triton.tuning import (
 )
 
 Call = Callable[..., object]
-Row = dict[str, Any]
-"""Of the table, and of `build/bench/gpu.json`."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,8 @@ class Sizes:
     """Sequences and their length."""
     rows: Sequence[int] = (64, 8192)
     gemm_rows: Sequence[int] = (1, 16, 32, 64, 128, 256)
+    evicting_bytes: int = 256 << 20
+    """What has been read since drives everything else out of the GPU's cache: an H200's is 60 MB."""
     dtype: torch.dtype = torch.bfloat16
 
     @property
@@ -122,47 +122,81 @@ def attention(sizes: Sizes, num: int, context: int, length: int) -> Attention:
     )
 
 
-def lines(timer: Timer, sizes: Sizes, compiled: Callable[[Call], Call]) -> Iterator[Row]:
+@dataclass(frozen=True)
+class InTurn:
+    """Calls that do the same, each with operands of its own."""
+
+    calls: Sequence[Call]
+
+    def __call__(self) -> None:
+        for call in self.calls:
+            call()
+
+    def seconds(self, timer: Timer) -> float:
+        """Of one of them."""
+        return timer(self) / len(self.calls)
+
+
+def num_copies(sizes: Sizes, num_bytes: int) -> int:
+    """Of operands of so many bytes, so that none is found in the GPU's cache when its turn comes."""
+    return max(1, -(-sizes.evicting_bytes // num_bytes))
+
+
+def cases(timer: Timer, sizes: Sizes, compiled: Callable[[Call], Call]) -> Iterator[Case]:
     """`compiled` is `torch.compile`, which flex_attention needs to be a peer at all."""
     limit = ceilings(timer, matrix=sizes.matrix, copied_bytes=sizes.copied_bytes, dtype=sizes.dtype, device=DEVICE)
-    yield from _decode_lines(timer, sizes, limit)
-    yield from _prefill_lines(timer, sizes, limit, compiled(flex_attention.flex_attention))
-    yield from _product_lines(timer, sizes, limit)
+    for num, context in sizes.decodes:
+        yield Case(f"decode attention, {num} × {context} keys", partial(_decode, timer, sizes, limit, num, context))
+    flex = compiled(flex_attention.flex_attention)
+    for num, length in sizes.prompts:
+        name = f"prefill attention, {num} × {length} tokens"
+        yield Case(name, partial(_prefill, timer, sizes, limit, flex, num, length))
+    yield Case("prefill attention behind a prefix", partial(_prefill_behind_a_prefix, timer, sizes, limit))
+    for name in sizes.weights:
+        for rows in sizes.gemm_rows[:4]:
+            yield Case(f"product {name}, {rows} rows", partial(_product, timer, sizes, limit, name, rows))
     for rows in sizes.rows:
-        yield from _elementwise_lines(timer, sizes, limit, rows)
-    yield from _sampler_lines(timer, sizes)
+        yield Case(f"elementwise, {rows} rows", partial(_elementwise, timer, sizes, limit, rows))
+    yield Case("sampling", partial(_sampler, timer, sizes))
 
 
 def _random(sizes: Sizes, *shape: int) -> torch.Tensor:
     return torch.randn(shape, dtype=sizes.dtype, device=DEVICE)
 
 
-def _decode_lines(timer: Timer, sizes: Sizes, limit: Ceilings) -> Iterator[Row]:
-    for num, context in sizes.decodes:
-        case = f"decode attention, {num} × {context} keys"
-        ours = timer(attention(sizes, num, context, 1).run)
-        numbers = 2 * num * context * sizes.num_kv_heads * sizes.width
-        yield _time(case, ours, "copy", numbers * sizes.dtype.itemsize / limit.bytes_per_s)
-        q = _random(sizes, num, sizes.num_heads, 1, sizes.width)
-        k, v = _random(sizes, 2, num, sizes.num_kv_heads, context, sizes.width)
-        peer = partial(functional.scaled_dot_product_attention, q, k, v, enable_gqa=True)
-        yield _time(case, ours, "SDPA, contiguous", timer(peer))
+def _decode(timer: Timer, sizes: Sizes, limit: Ceilings, num: int, context: int) -> Iterator[Row]:
+    case = f"decode attention, {num} × {context} keys"
+    num_bytes = 2 * num * context * sizes.num_kv_heads * sizes.width * sizes.dtype.itemsize
+    copies = range(num_copies(sizes, num_bytes))
+    ours = InTurn([attention(sizes, num, context, 1).run for _ in copies]).seconds(timer)
+    yield _time(case, ours, "copy", num_bytes / limit.bytes_per_s)
+    peers = [partial(_sdpa, *_contiguous(sizes, num, context, 1)) for _ in copies]
+    yield _time(case, ours, "SDPA, contiguous", InTurn(peers).seconds(timer))
 
 
-def _prefill_lines(timer: Timer, sizes: Sizes, limit: Ceilings, flex: Call) -> Iterator[Row]:
-    for num, length in sizes.prompts:
-        case = f"prefill attention, {num} × {length} tokens"
-        ours = timer(attention(sizes, num, length, length).run)
-        flops = 4 * num * sizes.num_heads * sizes.width * length * (length + 1) / 2
-        yield _rate(case, flops, ours, "matmul", flops / limit.flops_per_s)
-        q = _random(sizes, num, sizes.num_heads, length, sizes.width)
-        k, v = _random(sizes, 2, num, sizes.num_kv_heads, length, sizes.width)
-        peer = partial(functional.scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=True)
-        yield _rate(case, flops, ours, "SDPA, contiguous", timer(peer))
-        mask = flex_attention.create_block_mask(_is_causal, None, None, length, length, device=DEVICE)
-        peer = partial(flex, q, k, v, block_mask=mask, enable_gqa=True)
-        yield _rate(case, flops, ours, "flex_attention, contiguous", timer(peer))
-    # The last eighth of a prompt behind its cached beginning.
+def _contiguous(sizes: Sizes, num: int, context: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values as torch's own attention takes them: `[S, heads, L, D]`."""
+    k, v = _random(sizes, 2, num, sizes.num_kv_heads, context, sizes.width)
+    return _random(sizes, num, sizes.num_heads, length, sizes.width), k, v
+
+
+_sdpa = partial(functional.scaled_dot_product_attention, enable_gqa=True)
+
+
+def _prefill(timer: Timer, sizes: Sizes, limit: Ceilings, flex: Call, num: int, length: int) -> Iterator[Row]:
+    case = f"prefill attention, {num} × {length} tokens"
+    ours = timer(attention(sizes, num, length, length).run)
+    flops = 4 * num * sizes.num_heads * sizes.width * length * (length + 1) / 2
+    yield _rate(case, flops, ours, "matmul", flops / limit.flops_per_s)
+    operands = _contiguous(sizes, num, length, length)
+    yield _rate(case, flops, ours, "SDPA, contiguous", timer(partial(_sdpa, *operands, is_causal=True)))
+    mask = flex_attention.create_block_mask(_is_causal, None, None, length, length, device=DEVICE)
+    peer = partial(flex, *operands, block_mask=mask, enable_gqa=True)
+    yield _rate(case, flops, ours, "flex_attention, contiguous", timer(peer))
+
+
+def _prefill_behind_a_prefix(timer: Timer, sizes: Sizes, limit: Ceilings) -> Iterator[Row]:
+    """The last eighth of a prompt behind its cached beginning."""
     num, length = max(sizes.prompts, key=lambda prompt: prompt[1])
     chunk = length // 8
     flops = 4 * num * sizes.num_heads * sizes.width * chunk * (length - chunk / 2)
@@ -174,20 +208,26 @@ def _is_causal(_batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, k
     return query >= key
 
 
-def _product_lines(timer: Timer, sizes: Sizes, limit: Ceilings) -> Iterator[Row]:
+def _product(timer: Timer, sizes: Sizes, limit: Ceilings, name: str, rows: int) -> Iterator[Row]:
     """As the engine chooses between cuBLAS and our own: without measured tiles both are the same."""
-    for name, (outputs, inputs) in sizes.weights.items():
-        weight = _random(sizes, outputs, inputs)
-        chosen = triton.pack_linear(weight, None)
-        for rows in sizes.gemm_rows[:4]:
-            case = f"product {name}, {rows} rows"
-            x = _random(sizes, rows, inputs)
-            ours = timer(partial(chosen, x))
-            yield _time(case, ours, "copy", weight.nbytes / limit.bytes_per_s)
-            yield _time(case, ours, "cuBLAS", timer(partial(functional.linear, x, weight)))
+    case = f"product {name}, {rows} rows"
+    x, weights = _operands(sizes, *sizes.weights[name], rows)
+    ours = InTurn([partial(triton.pack_linear(weight, None), x) for weight in weights]).seconds(timer)
+    yield _time(case, ours, "copy", weights[0].nbytes / limit.bytes_per_s)
+    yield _time(case, ours, "cuBLAS", _cublas(x, weights).seconds(timer))
 
 
-def _elementwise_lines(timer: Timer, sizes: Sizes, limit: Ceilings, rows: int) -> Iterator[Row]:
+def _operands(sizes: Sizes, outputs: int, inputs: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations `[rows, K]` and weights `[copies, N, K]`."""
+    copies = num_copies(sizes, outputs * inputs * sizes.dtype.itemsize)
+    return _random(sizes, rows, inputs), _random(sizes, copies, outputs, inputs)
+
+
+def _cublas(x: torch.Tensor, weights: torch.Tensor) -> InTurn:
+    return InTurn([partial(functional.linear, x, weight) for weight in weights])
+
+
+def _elementwise(timer: Timer, sizes: Sizes, limit: Ceilings, rows: int) -> Iterator[Row]:
     case = f"residual and norm, {rows} rows"
     x, delta = _random(sizes, 2, rows, sizes.hidden)
     weight = _random(sizes, sizes.hidden)
@@ -209,7 +249,7 @@ def _elementwise_lines(timer: Timer, sizes: Sizes, limit: Ceilings, rows: int) -
     yield _time(f"rotation and KV write, {rows} rows", ours, "copy", 2 * heads.nbytes / limit.bytes_per_s)
 
 
-def _sampler_lines(timer: Timer, sizes: Sizes) -> Iterator[Row]:
+def _sampler(timer: Timer, sizes: Sizes) -> Iterator[Row]:
     rows = sizes.rows[0]
     logits = 3 * _random(sizes, rows, sizes.vocab)
     draws = [Draw(0.8, 50, 0.9, 0.0, seed, 0, None, {}) for seed in range(rows)]
@@ -237,55 +277,55 @@ def _rate(case: str, flops: float, ours_s: float, peer: str, peer_s: float) -> R
     return comparison(case, flops / ours_s / 1e12, "TFLOP/s", peer, flops / peer_s / 1e12, peer_s / ours_s)
 
 
-def tune(timer: Timer, sizes: Sizes, gpu: str) -> Known:
+def tune(timer: Timer, sizes: Sizes, gpu: str) -> Iterator[Known]:
     """The fastest tiles for the model of `sizes`: of attention, and of those products in which they beat cuBLAS."""
-    return _tuned_attention(timer, sizes, gpu) | _tuned_products(timer, sizes, gpu)
-
-
-def _tuned_products(timer: Timer, sizes: Sizes, gpu: str) -> Known:
-    """For each weight and number of rows. A tile must be faster by a twentieth to be worth another order of sums."""
-    known: Known = {}
+    yield from _tuned_attention(timer, sizes, gpu)
     for outputs, inputs in sizes.weights.values():
-        weight = _random(sizes, outputs, inputs)
-        for rows in sizes.gemm_rows:
-            x = _random(sizes, rows, inputs)
+        yield _tuned_products(timer, sizes, gpu, outputs, inputs)
 
-            def microseconds(tile: GemmTile, x: torch.Tensor = x, weight: torch.Tensor = weight) -> float | None:
-                return _microseconds(timer, partial(gemm, x, weight, None, tile))
 
-            best = fastest((tile for tile in GEMM if tile.rows <= gemm_rows(max(rows, 2))), microseconds)
-            if best is not None and best.microseconds < 0.95e6 * timer(partial(functional.linear, x, weight)):
-                problem = gemm_problem(gpu, gemm_rows(rows), outputs, inputs, sizes.dtype.itemsize)
-                known[problem] = Measured(tuple(best.tile), best.microseconds)
+def _tuned_products(timer: Timer, sizes: Sizes, gpu: str, outputs: int, inputs: int) -> Known:
+    """For each number of rows. A tile must be faster by a twentieth to be worth another order of sums."""
+    known: Known = {}
+    for rows in sizes.gemm_rows:
+        x, weights = _operands(sizes, outputs, inputs, rows)
+
+        def microseconds(tile: GemmTile, x: torch.Tensor = x, weights: torch.Tensor = weights) -> float | None:
+            return _microseconds(timer, InTurn([partial(gemm, x, weight, None, tile) for weight in weights]))
+
+        best = fastest((tile for tile in GEMM if tile.rows <= gemm_rows(max(rows, 2))), microseconds)
+        if best is not None and best.microseconds < 0.95e6 * _cublas(x, weights).seconds(timer):
+            problem = gemm_problem(gpu, gemm_rows(rows), outputs, inputs, sizes.dtype.itemsize)
+            known[problem] = Measured(tuple(best.tile), best.microseconds)
     return known
 
 
-def _microseconds(timer: Timer, call: Callable[[], object]) -> float | None:
+def _microseconds(timer: Timer, calls: InTurn) -> float | None:
     """None where the GPU cannot run it."""
     try:
-        return 1e6 * timer(call)
+        return 1e6 * calls.seconds(timer)
     except OutOfResources:
         return None
 
 
-def _tuned_attention(timer: Timer, sizes: Sizes, gpu: str) -> Known:
+def _tuned_attention(timer: Timer, sizes: Sizes, gpu: str) -> Iterator[Known]:
     """At the second of the cases each."""
     problem = (sizes.width, sizes.dtype.itemsize, sizes.num_heads // sizes.num_kv_heads)
     num, context = sizes.decodes[1]
     prompts, length = sizes.prompts[1]
-    cases = {"decode": attention(sizes, num, context, 1), "prefill": attention(sizes, prompts, length, length)}
-    known: Known = {}
-    for kernel, case in cases.items():
+    both = {"decode": attention(sizes, num, context, 1), "prefill": attention(sizes, prompts, length, length)}
+    for kernel, case in both.items():
 
         def microseconds(tile: Tile, kernel: str = kernel, case: Attention = case) -> float | None:
-            return _microseconds(timer, partial(case.run_with, kernel, tile))
+            return _microseconds(timer, InTurn([partial(case.run_with, kernel, tile)]))
 
         best = fastest(candidates(tile_for(kernel, *problem)), microseconds)
         assert best is not None, f"this GPU can run no tile of {kernel}"
-        known[attention_problem(kernel, gpu, shape_of(*problem[:2]), problem[2])] = Measured(
-            tuple(best.tile), best.microseconds
-        )
-    return known
+        yield {
+            attention_problem(kernel, gpu, shape_of(*problem[:2]), problem[2]): Measured(
+                tuple(best.tile), best.microseconds
+            )
+        }
 
 
 def in_a_graph(call: Callable[[], object]) -> float:
@@ -303,17 +343,14 @@ def main() -> None:
     print(f"{gpu}, torch {torch.__version__}\n")
     with torch.inference_mode():
         if arguments.tune:
-            tiles = tune(in_a_graph, Sizes(), gpu)
-            extend(SHIPPED if arguments.tune == "shipped" else extended(), tiles)
+            for tiles in tune(in_a_graph, Sizes(), gpu):
+                extend(SHIPPED if arguments.tune == "shipped" else extended(), tiles)
+                for problem, measured in tiles.items():
+                    print(problem.kernel, problem.sizes, measured, flush=True)
             read_again()
-            for problem, measured in tiles.items():
-                print(problem.kernel, measured)
-        found = []
-        for row in lines(in_a_graph, Sizes(), torch.compile):
-            found.append(row)
-            peer = f"{row['peer']:28} {row['peer_value']:10.1f} {row['ratio']:6.2f}"
-            print(f"{row['case']:42} {row['ours']:10.1f} {row['unit']:8} {peer}", flush=True)
-    keep(BUILD / "gpu.json", found)
+        failed = measure(cases(in_a_graph, Sizes(), torch.compile), BUILD / "gpu.json")
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the benches count and keep: the share of a time that is covered, the weights of a model, rows of a file."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from checkpoints import SHIPPED
 from hypothesis import given
 from hypothesis import strategies as st
 from idle import activity, busy_share
-from results import comparison, keep
+from results import Case, Row, comparison, keep, measure
 from safetensors import safe_open
 from torch.autograd import DeviceType
 
@@ -72,3 +73,21 @@ def test_a_bench_replaces_its_own_rows_and_keeps_the_others(tmp_path: Path) -> N
         ("case 2", "b", 4),
     ]
     assert rows[0].keys() == {"case", "ours", "unit", "peer", "peer_value", "ratio"}
+
+
+def test_a_case_that_fails_is_named_and_costs_no_other_its_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gpu.json"
+
+    def breaking() -> Iterator[Row]:
+        yield comparison("before", 1, "ms", "copy", 2, 2)
+        # What is there is in the file at once, whatever comes after it.
+        assert len(json.loads(path.read_text())) == 1
+        raise RuntimeError("an illegal memory access was encountered")
+
+    cases = [Case("breaking", breaking), Case("sound", lambda: [comparison("after", 3, "ms", "copy", 6, 2)])]
+    assert measure(cases, path, prefix="8b ") == ["8b breaking"]
+    assert [row["case"] for row in json.loads(path.read_text())] == ["8b before", "8b after"]
+    assert "FAILED 8b breaking\nTraceback" in (told := capsys.readouterr().out)
+    assert "RuntimeError: an illegal memory access" in told

@@ -31,7 +31,7 @@ ROOT: Final = Path(__file__).parents[2]
 _DOCKERFILE = "runtime_image/Dockerfile"
 # Targets of the Dockerfile, and what the images are called.
 NAMES: Final = ("capstan", "capstan-engine")
-COMPILER_PACKAGES: Final = ("base-files", "g++", "python3")
+COMPILER_PACKAGES: Final = ("base-files", "g++", "python3-dev")
 # What builds them where Docker does not answer; each is a Debian package of that name.
 PROGRAMS: Final = ("buildah", "skopeo")
 # Held by who builds and by who reads what was built: a build throws away what it replaces.

@@ -42,7 +42,7 @@ def test_of_compilers_and_installers_the_images_have_only_what_they_made() -> No
         assert base == "${RUNTIME}"
         for line in copied:
             _, path, _ = line.removeprefix("COPY --from=").split()
-            assert path in ("/opt/packages", "/opt/capstan", "/native"), line
+            assert path in ("/opt/packages", "/opt/capstan", "/native", "/driver"), line
 
 
 def test_the_operator_imports_nothing_of_what_its_image_leaves_out() -> None:

@@ -17,6 +17,7 @@ from capstan_engine import kernels
 from capstan_engine.engine import Engine
 from capstan_engine.kernels import reference, triton
 from capstan_engine.kernels.triton.machine import INTERPRETED
+from capstan_engine.kernels.triton.stage import DeviceStage
 from capstan_engine.messages import Output, SamplingParams, Submit
 from capstan_engine.runner import load
 from capstan_engine.runner.graphs import Compute
@@ -129,6 +130,37 @@ def test_a_step_that_cannot_be_recorded_is_launched_and_the_log_says_why(
         assert same(answers(runner_with(recorder), overlap=True), plain)
     assert recorder.num_replays == 0
     assert "launched kernel by kernel, which is slower: operation not permitted" in caplog.text
+
+
+def test_a_size_has_one_stage_however_many_steps_it_has(
+    runner_with: Callable[[Recorder | None], Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage is pinned memory and events: made in every step they would cost more than planning it."""
+    runner = runner_with(Recorder())
+    stages: list[DeviceStage] = []
+
+    def new_stage() -> DeviceStage:
+        stages.append(DeviceStage())
+        return stages[-1]
+
+    monkeypatch.setattr(triton, "new_stage", new_stage)
+    answers(runner, overlap=True)
+    # Of the sizes 4, 2 and 1, each of which has two steps at least.
+    assert len(stages) == 3
+
+
+def test_warming_up_begins_with_the_largest_graph(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are recorded into one pool, where a later one finds room only if none before it was smaller."""
+    monkeypatch.setattr(kernels, "choose", lambda device: triton)
+    monkeypatch.setitem(load.recorders, DEVICE, Recorder)
+    runner = tiny_models.load_runner(directory, max_sequences=100, device=DEVICE)
+    sizes: list[int] = []
+    monkeypatch.setattr(runner, "execute", lambda plan: sizes.append(len(plan.scheduled)))
+    runner.warm_up()
+    # The prompts between are one request.
+    decodes = [size for size in sizes if size > 1]
+    assert decodes[:2] == [100, 100]
+    assert decodes == sorted(decodes, reverse=True)
 
 
 @pytest.mark.gpu

@@ -48,13 +48,16 @@ def small(bench: ModuleType) -> Any:
         prompts=((1, 16), (2, 8)),
         rows=(2,),
         gemm_rows=(1,),
+        evicting_bytes=1 << 12,
         dtype=torch.float32,
     )
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_every_case_is_measured_and_compared(bench: ModuleType) -> None:
-    lines = list(bench.lines(once, small(bench), lambda function: function))
+    cases = list(bench.cases(once, small(bench), lambda function: function))
+    assert len({case.name for case in cases}) == len(cases)
+    lines = [row for case in cases for row in case.rows()]
     assert {line["peer"] for line in lines} >= {
         "copy",
         "matmul",
@@ -64,21 +67,31 @@ def test_every_case_is_measured_and_compared(bench: ModuleType) -> None:
         "cuBLAS",
     }
     assert all(line["ours"] > 0 and line["peer_value"] > 0 and line["ratio"] > 0 for line in lines)
-    assert {line["ours"] for line in lines if line["unit"] == "µs"} == {1.0}
     # TFLOP/s: all that the product of the ceiling did in its microsecond.
     assert {line["peer_value"] for line in lines if line["peer"] == "matmul"} == {round(2 * 32**3 / 1e6, 3)}
 
 
+def test_what_the_gpus_cache_would_hold_is_there_several_times_and_used_in_turn(bench: ModuleType) -> None:
+    sizes = small(bench)
+    assert bench.num_copies(sizes, 1 << 12) == 1
+    assert bench.num_copies(sizes, 1 << 10) == 4
+    used: list[int] = []
+    calls = [lambda number=number: used.append(number) for number in range(3)]
+    assert bench.InTurn(calls).seconds(lambda call: (call(), 6.0)[1]) == 2.0
+    assert used == [0, 1, 2]
+
+
 def test_tuning_measures_attention_and_keeps_a_product_only_where_it_beats_cublas(bench: ModuleType) -> None:
-    measured = bench.tune(once, small(bench), "some GPU")
+    measured = [problem for known in bench.tune(once, small(bench), "some GPU") for problem in known]
     assert [(problem.kernel, problem.gpu, problem.sizes) for problem in measured] == [
         ("decode", "some GPU", (64, 4, 2)),
         ("prefill", "some GPU", (64, 4, 2)),
     ]
 
-    def faster(call: Callable[[], object]) -> float:
-        return 1.0 if getattr(call, "func", None) is bench.gemm else 2.0
+    def faster(calls: Any) -> float:
+        return 1.0 if calls.calls[0].func is bench.gemm else 2.0
 
     sizes = small(bench)
-    products = {problem.sizes for problem in bench.tune(faster, sizes, "some GPU") if problem.kernel == "gemm"}
+    known = [problem for found in bench.tune(faster, sizes, "some GPU") for problem in found]
+    products = {problem.sizes for problem in known if problem.kernel == "gemm"}
     assert products == {(1, outputs, inputs, 4) for outputs, inputs in sizes.weights.values()}

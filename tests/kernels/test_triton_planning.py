@@ -90,7 +90,7 @@ def test_every_token_has_the_slot_that_its_block_table_says(chunks: list[tuple[i
     assert slots == expected + [-1] * (round_up(len(expected)) - len(expected))
     if chunks:
         assert made.chunks is not None
-        lengths = np.diff(made.chunks.first_rows.numpy()).tolist()
+        lengths = np.diff(made.chunks.first_rows.tolist()).tolist()
         assert made.chunks.first_rows[0] == num_decodes
         assert list(zip(made.chunks.starts.tolist(), lengths, strict=True)) == chunks
 

@@ -66,18 +66,20 @@ def test_tuning_leaves_the_order_of_sums_alone_and_takes_the_fastest_that_runs()
     assert fastest(tiles, times.__getitem__) == Measured(TILE._replace(num_warps=4, num_stages=5), 99.0)
 
 
-def test_without_a_measurement_the_table_decides() -> None:
-    assert tile_for("decode", 80, 2, 4) == DECODE[SHAPE]
+def test_without_a_measurement_the_table_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_known", dict)
+    assert tile_for.__wrapped__("decode", 80, 2, 4) == DECODE[SHAPE]
     assert gemm_tiles(4096, 14336, 2) == {}
 
 
 def test_a_product_takes_the_tile_that_was_measured_for_its_weight_on_this_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_gpu", lambda: "this GPU")
     known = {
-        gemm_problem("none", 16, 4096, 14336, 2): Measured(GEMM[1], 10.0),
-        gemm_problem("none", 64, 4096, 14336, 2): Measured(GEMM[5], 20.0),
-        gemm_problem("none", 32, 4096, 4096, 2): Measured(GEMM[2], 5.0),
+        gemm_problem("this GPU", 16, 4096, 14336, 2): Measured(GEMM[1], 10.0),
+        gemm_problem("this GPU", 64, 4096, 14336, 2): Measured(GEMM[5], 20.0),
+        gemm_problem("this GPU", 32, 4096, 4096, 2): Measured(GEMM[2], 5.0),
         gemm_problem("NVIDIA H200", 32, 4096, 14336, 2): Measured(GEMM[3], 5.0),
-        attention_problem("decode", "none", SHAPE, 4): Measured(TILE._replace(num_warps=8), 100.0),
+        attention_problem("decode", "this GPU", SHAPE, 4): Measured(TILE._replace(num_warps=8), 100.0),
     }
     monkeypatch.setattr(tuning, "_known", lambda: known)
     assert gemm_tiles(4096, 14336, 2) == {16: GEMM[1], 64: GEMM[5]}

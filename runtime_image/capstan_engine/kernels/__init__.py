@@ -65,7 +65,9 @@ def choose(device: str = "cpu") -> Kernels:
             raise ConfigurationError("device: the kernels for cuda need Triton; install torch's CUDA build")
         # Here and not above: without a GPU there need be no Triton.
         from capstan_engine.kernels import triton
+        from capstan_engine.kernels.triton import machine
 
+        machine.reach()
         on_gpu: RecordableBackend[triton.TritonPlan, triton.TritonDraws] = triton
         return on_gpu
     raise ConfigurationError(f"device: there are no kernels for {device!r}; use cpu or cuda")

@@ -3,7 +3,8 @@
 One graph for each number of rows that decode steps are rounded up to, with sampling inside. Knows neither what is
 recorded nor on what kind of device: it is given the model as a function and a recorder. The surprising idea: a step
 that is recorded is an ordinary one. The first of a size runs as always, which compiles its kernels; the second is
-recorded. Nothing is computed only to prepare, and sizes that never come cost nothing.
+recorded. Nothing is computed only to prepare, and sizes that never come cost nothing. All record into one pool of
+memory, so whoever warms up lets the largest come first: what it computed in is room enough for every other.
 """
 
 import logging
@@ -68,7 +69,8 @@ class Graphs:
         self._record = record
         self._layout = layout
         self._windows = windows
-        self._max_sequences = max_sequences
+        self.max_sequences = max_sequences
+        """Of a step that a graph can serve."""
         self._max_context = max_context
         self._logits = out
         self._tokens = torch.zeros(len(out), dtype=torch.int64, device=out.device)
@@ -78,14 +80,16 @@ class Graphs:
     def num_rows(self, batch: Batch) -> int | None:
         """Rows of the graph that serves this step; None where none does."""
         alone = len(batch.drawing) == len(batch.requests) == len(batch.token_ids)
-        if not alone or len(batch.requests) > self._max_sequences:
+        if not alone or len(batch.requests) > self.max_sequences:
             return None
         num_rows = self._kernels.round_up(len(batch.requests))
         return None if num_rows in self._sizes and self._sizes[num_rows].fails else num_rows
 
     def run(self, batch: Batch, num_rows: int, drawn: torch.Tensor) -> Replayed:
         """One step of `num_rows(batch)` rows, in which references mean the tokens `drawn`."""
-        size = self._sizes.setdefault(num_rows, _Size(self._kernels.new_stage()))
+        size = self._sizes.get(num_rows)
+        if size is None:
+            size = self._sizes[num_rows] = _Size(self._kernels.new_stage())
         stage, num = size.stage, len(batch.requests)
         inputs = Inputs(
             stage.put(padded(batch.token_ids, num_rows)),

@@ -91,12 +91,15 @@ class Runner:
     def warm_up(self, progress: Callable[[], None] = lambda: None) -> None:
         """Run the smaller batch sizes: the first step of each size generates code for its shapes, the second a graph.
 
-        `progress` is called before each.
+        The largest graph comes before all: recorded after smaller ones it would find their memory too small, and so
+        would each between. `progress` is called before each size.
 
         Writes to the first blocks of the cache, so it must come before any request holds them.
         """
-        sizes = sorted({self._kernels.round_up(num) for num in range(1, _WARM_UP_TOKENS + 1)})
-        for num in sizes:
+        sizes = {self._kernels.round_up(num) for num in range(1, _WARM_UP_TOKENS + 1)}
+        if self._graphs is not None:
+            sizes.add(max(1, self._graphs.max_sequences))
+        for num in sorted(sizes, reverse=True):
             progress()
             for _ in range(1 if self._graphs is None else 2):
                 self.execute(StepPlan(tuple(self._dummy(f"{i}", 1) for i in range(num))))

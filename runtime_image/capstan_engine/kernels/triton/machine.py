@@ -4,12 +4,16 @@ With Triton's interpreter (`TRITON_INTERPRET=1`, tests only) the same code runs 
 """
 
 import os
+import subprocess
 from functools import cache
+from pathlib import Path
 
 import torch
 import triton
 
+from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels.native.library import cache_directory
+from capstan_engine.kernels.triton import driver
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 # Beside all else that is compiled here, where a volume keeps it. Triton's own variable goes first.
@@ -38,3 +42,22 @@ def shared_bytes() -> int:
     if INTERPRETED:
         return 227 << 10
     return int(torch.cuda.get_device_properties(DEVICE).shared_memory_per_block_optin)
+
+
+def reach() -> None:
+    """Have Triton find its way to the device, before anything is loaded for it. Raises `ConfigurationError`."""
+    if INTERPRETED:
+        return
+    here = Path(__file__).parent
+    made = driver.path_in(here, Path(triton.__file__).parent)
+    if made.exists():
+        triton.knobs.build.impl = lambda *_: str(made)
+        # Where to link with the driver: looked for even where nothing has to be linked, with a tool that may be absent.
+        triton.knobs.nvidia.libcuda_path = str(here)
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(
+            f"device: Triton cannot reach the GPU: {error}; the engine's image has what it needs, elsewhere install "
+            f"gcc and Python's headers (python3-dev)"
+        ) from error
