@@ -29,6 +29,10 @@ HEADER_REPLICA: Final = "x-capstan-replica"
 HEADER_TTFT_MS: Final = "x-capstan-ttft-ms"
 HEADER_TPOT_MS: Final = "x-capstan-tpot-ms"
 
+# The code of the error that an engine's front end answers with, in its last words, to the requests that its core died
+# under: one of them may be what killed it.
+ERROR_ENGINE_DEAD: Final = "engine_dead"
+
 # Ports inside a pod. The `processes` world takes free loopback ports instead.
 PORT_GATEWAY: Final = 8000
 PORT_GATEWAY_ADMIN: Final = 9000

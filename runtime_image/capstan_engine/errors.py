@@ -8,8 +8,7 @@
     ├── EngineDead            the core has ended; every open request fails with it
     └── RequestError          one request cannot be served; others go on                            ends the request
         ├── RequestTooLarge   prompt or prompt plus output exceeds what the engine can ever hold
-        ├── QueueFull         too many requests wait; carries `retry_after_seconds`
-        └── Draining          the engine is going away; carries `retry_after_seconds`
+        └── QueueFull         too many requests wait; carries `retry_after_seconds`
 
 A request error ends a request, every other one ends the process. `assert` is for our own invariants only.
 """
@@ -51,15 +50,9 @@ class RequestTooLarge(RequestError):
     """The request exceeds what this engine can ever hold."""
 
 
-class _RetryLater(RequestError):
+class QueueFull(RequestError):
+    """Too many requests wait already."""
+
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
-
-
-class QueueFull(_RetryLater):
-    """Too many requests wait already."""
-
-
-class Draining(_RetryLater):
-    """The engine finishes what it has accepted and takes nothing new."""

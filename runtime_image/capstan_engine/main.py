@@ -114,6 +114,8 @@ async def _live(args: EngineArgs, front: FrontEnd, stop: "_Stop") -> int:
     await asyncio.wait((died, asked), return_when=asyncio.FIRST_COMPLETED)
     if not died.done():
         front.lifecycle.drain(args.drain_timeout_seconds)
+        # As when it is told to drain at the admin port.
+        front.limits.end_lease()
         logger.info("draining: %d open requests", front.lifecycle.num_open)
         drained = asyncio.create_task(front.lifecycle.drained())
         at_once = asyncio.create_task(stop.at_once.wait())

@@ -1,9 +1,10 @@
 """One accepted request's life: wait if it must, choose a replica, pass the answer on, try another while it may.
 
 The rule of retries: what has produced a byte for the client is never sent twice. Before that, a replica that cannot be
-reached, is not able (503) or is busy (429) is passed over for the others, each at most once; then a request that met
-only busy replicas is told so, and any other goes back to waiting. The one limit: a request that has been lost by
-several replicas after they got it may be what kills them, and is not given to the next.
+reached, is not able (503) or is busy (429) is passed over for the others, each at most once; then a request that met a
+busy replica is told so, and any other goes back to waiting. The one limit: a request that has been lost by several
+replicas after they got it may be what kills them, and is not given to the next. Whether a front end outlived its engine
+and answered for it makes no difference.
 """
 
 import io
@@ -12,12 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import orjson
 
-from capstan_api.names import HEADER_REPLICA, HEADER_TPOT_MS, HEADER_TTFT_MS
+from capstan_api.names import ERROR_ENGINE_DEAD, HEADER_REPLICA, HEADER_TPOT_MS, HEADER_TTFT_MS
 from capstan_gateway.config import LiveConfig
 from capstan_gateway.errors import DeadlineExceeded, NoReplicaReady, ReplicaLost, TooManyHeld
 from capstan_gateway.holding import RoomFull, WaitedTooLong, WaitingRoom
@@ -82,6 +83,8 @@ class Exchange:
         self._reply = reply
         self._fleet = fleet
         self._measured = measured
+        # Its wait begins anew when a replica is lost that had taken it.
+        self._waits_since = incoming.arrival
 
     async def run(self) -> Ended:
         """Returns when the client has its whole answer. Raises GatewayError when there will be none, or no more."""
@@ -111,7 +114,9 @@ class Exchange:
                 busy = failure.answer
                 continue
             self._fleet.table.put_aside(replica, self._fleet.clock() + ASIDE_S)
-            num_losses += failure.reason is _Retry.RESET
+            if failure.reason is _Retry.RESET:
+                num_losses += 1
+                self._waits_since = self._fleet.clock()
             if num_losses >= MAX_LOSSES:
                 raise ReplicaLost(
                     f"{num_losses} replicas were lost while they worked on this request. It is not tried again."
@@ -130,7 +135,7 @@ class Exchange:
     async def _hold(self, tried: set[Replica], *, accepted: bool) -> None:
         incoming, room = self._incoming, self._fleet.room
         hold_timeout_s = self._fleet.config.args.hold_timeout_seconds
-        give_up = incoming.arrival + hold_timeout_s
+        give_up = self._waits_since + hold_timeout_s
         until = give_up if incoming.deadline is None else min(give_up, incoming.deadline)
         # Ready in the table and yet not taking requests: look again when the first of them may be tried.
         recheck_at = min((r.aside_until for r in self._fleet.table.ready() if r in tried), default=None)
@@ -177,8 +182,8 @@ class Exchange:
     async def _receive(self, response: aiohttp.ClientResponse, assignment: Assignment, sent: float) -> Ended:
         headers = returned_headers(response.headers.items()) | {HEADER_REPLICA: assignment.replica.id}
         if response.status == 503:
-            await response.read()
-            raise _TryAnother(_Retry.UNAVAILABLE)
+            is_lost = _error_code_in(await response.read()) == ERROR_ENGINE_DEAD
+            raise _TryAnother(_Retry.RESET if is_lost else _Retry.UNAVAILABLE)
         self._fleet.table.take_back(assignment.replica)
         if response.content_type == "text/event-stream":
             return await self._stream(response, headers, assignment)
@@ -242,8 +247,18 @@ def _reported_s(answer: _Answer, header: str) -> float | None:
 
 
 def _usage_in(body: bytes) -> Usage:
+    return usage_of(_object_in(body)) or Usage()
+
+
+def _error_code_in(body: bytes) -> object:
+    error = _object_in(body).get("error")
+    return error.get("code") if isinstance(error, dict) else None
+
+
+def _object_in(body: bytes) -> dict[str, Any]:
+    """The JSON object that the body is; empty when it is none."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return Usage()
-    return (usage_of(document) if isinstance(document, dict) else None) or Usage()
+        return {}
+    return document if isinstance(document, dict) else {}

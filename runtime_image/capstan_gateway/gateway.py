@@ -113,7 +113,11 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket that notices within about 30 s that the other machine is gone; without this a stream would hang."""
+    """A socket that notices within about 30 s that the other machine is gone; without this a stream would hang.
+
+    While it waits, by asking; for a request that was just sent there is no asking, only a limit to sending it again
+    (tcp(7)), which by default is a quarter of an hour.
+    """
     family, kind, protocol, _, _ = address
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -121,4 +125,6 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
     return sock

@@ -4,7 +4,8 @@ Knows neither replicas nor HTTP: somebody opens the door with `release`, and eve
 first and in order of arrival within one priority.
 
 The surprising idea: the bound is for newcomers. A request that was accepted and then lost its replica comes back in
-even when the room is full; to refuse it now would lose what was promised.
+even when the room is full; to refuse it now would lose what was promised. Among newcomers it is the least urgent whom a
+full room refuses, though it came first: else a crowd of them would shut everybody else out.
 """
 
 import asyncio
@@ -13,9 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from itertools import count
 
+_Ticket = tuple[int, float, int]
+"""The smallest goes first: priority with its sign turned, arrival, number."""
+
 
 class RoomFull(Exception):
-    """As many requests wait as may."""
+    """As many requests wait as may, none of them less urgent."""
 
 
 class WaitedTooLong(Exception):
@@ -29,7 +33,9 @@ class WaitingRoom:
         self.max_held = max_held
         """May be changed at any time; those inside stay."""
         self._clock = clock
-        self._waiting: dict[tuple[int, float, int], asyncio.Future[None]] = {}
+        # False shows somebody out.
+        self._waiting: dict[_Ticket, asyncio.Future[bool]] = {}
+        self._newcomers: set[_Ticket] = set()
         self._order = count()
         self._occupied_since: float | None = None
         # Lengths of the last waits from the first arrival to the opening of the door: how long start-ups take.
@@ -43,24 +49,30 @@ class WaitingRoom:
     ) -> None:
         """Return when the door opens, or at `recheck_at`. Times are the clock's.
 
-        Raises RoomFull for a newcomer (not `accepted`) in a full room and WaitedTooLong at `until`.
+        Raises RoomFull for a newcomer (not `accepted`) in a full room, at once or when a more urgent one takes its
+        place, and WaitedTooLong at `until`.
         """
         if len(self._waiting) >= self.max_held and not accepted:
-            raise RoomFull
+            self._make_room_for(priority)
         end = until if recheck_at is None else min(until, recheck_at)
         now = self._clock()
         if self._occupied_since is None:
             self._occupied_since = now
         ticket = (-priority, arrival, next(self._order))
         door = self._waiting[ticket] = asyncio.get_running_loop().create_future()
+        if not accepted:
+            self._newcomers.add(ticket)
         try:
             async with asyncio.timeout(end - now):
-                await door
+                may_go_on = await door
+            if not may_go_on:
+                raise RoomFull
         except TimeoutError:
             if end == until:
                 raise WaitedTooLong from None
         finally:
             del self._waiting[ticket]
+            self._newcomers.discard(ticket)
             if not self._waiting:
                 self._occupied_since = None
 
@@ -73,7 +85,14 @@ class WaitingRoom:
             self._occupied_since = None
         for ticket in sorted(self._waiting):
             if not self._waiting[ticket].done():
-                self._waiting[ticket].set_result(None)
+                self._waiting[ticket].set_result(True)
+
+    def _make_room_for(self, priority: int) -> None:
+        """Show out the newcomer that would go last, if it is less urgent. Raises RoomFull when it is not."""
+        last = max((ticket for ticket in self._newcomers if not self._waiting[ticket].done()), default=None)
+        if last is None or -last[0] >= priority:
+            raise RoomFull
+        self._waiting[last].set_result(False)
 
     def retry_after_s(self, default: float) -> float:
         """When it is worth coming back: the longest of the recent waits for the door, less what has passed of this one.

@@ -10,6 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Final
 from uuid import uuid4
 
@@ -27,13 +28,21 @@ from capstan_api.names import (
 )
 from capstan_gateway.classes import ClassTable
 from capstan_gateway.errors import BodyTooLarge, InvalidRequest, RequestTimedOut
-from capstan_gateway.routing import BYTES_PER_TOKEN, prefix_keys
+from capstan_gateway.routing import BYTES_PER_TOKEN, MAX_BLOCKS, TOKENS_PER_BLOCK, prefix_keys
 
 MAX_BODY_BYTES: Final = 8 << 20
 BODY_TIMEOUT_S: Final = 60.0
 MAX_DEADLINE_MS: Final = 24 * 3600 * 1000
+# As engines read them.
+_MAX_DIGITS: Final = 9
+# Objects and arrays in a body: more than a conversation, or a text of brackets, can have that fits any model's context.
+_MAX_CONTAINERS: Final = 1 << 18
+# Of a conversation: four for each of the messages that an engine takes.
+_MAX_PARTS: Final = 1 << 14
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# Read without complaint, and not to be written again (RFC 9110 §5.5).
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 # Belong to one connection and not to the message (RFC 9110 §7.6.1), or are written anew by the gateway.
 _NOT_FORWARDED: Final = frozenset(
@@ -149,22 +158,35 @@ def parse(
         raise InvalidRequest("model must be a string.", param="model", code="invalid_type")
     slo_class, engine_model = classes.select(headers.get(HEADER_SLO_CLASS), model)
     if engine_model != model:
-        body = orjson.dumps(document | {"model": engine_model})
-    prompt = canonical_prompt(document)
+        body = _written(document | {"model": engine_model})
+    prompt, num_prompt_tokens = canonical_prompt(document)
     return Incoming(
         path=path,
         request_id=request_id,
         arrival=arrival,
         slo_class=slo_class,
         deadline=_deadline(headers.get(HEADER_DEADLINE_MS), arrival),
-        headers=tuple((name, value) for name, value in headers.items() if name not in _NOT_FORWARDED),
+        headers=tuple(_forwarded(headers)),
         body=body,
         keys=prefix_keys(prompt, engine_model or "") if prefix_affinity else (),
-        num_prompt_tokens=len(prompt) // BYTES_PER_TOKEN,
+        num_prompt_tokens=num_prompt_tokens,
     )
 
 
+def _forwarded(headers: Headers) -> Iterator[tuple[str, str]]:
+    for name, value in headers.items():
+        if name in _NOT_FORWARDED:
+            continue
+        if _CONTROL.search(value):
+            raise InvalidRequest(f"The header {name} holds a control character.", param=name, code="invalid_value")
+        yield name, value
+
+
 def _json_object(body: bytes) -> dict[str, Any]:
+    # Seven bytes can become two hundred and more of memory: one body would be the end of a gateway of 256 MiB. Brackets
+    # within texts count too, because telling them apart would take as long as reading all.
+    if body.count(b"{") + body.count(b"[") > _MAX_CONTAINERS:
+        raise InvalidRequest(f"The body has more than {_MAX_CONTAINERS} objects and arrays.", code="invalid_json")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -179,7 +201,8 @@ def _json_object(body: bytes) -> dict[str, Any]:
 def _deadline(header: str | None, arrival: float) -> float | None:
     if header is None:
         return None
-    if not header.isascii() or not header.isdecimal() or not 1 <= int(header[:12]) <= MAX_DEADLINE_MS:
+    is_number = header.isascii() and header.isdecimal() and len(header) <= _MAX_DIGITS
+    if not is_number or not 1 <= int(header) <= MAX_DEADLINE_MS:
         raise InvalidRequest(
             f"The header {HEADER_DEADLINE_MS} takes whole milliseconds from 1 to {MAX_DEADLINE_MS}.",
             param=HEADER_DEADLINE_MS,
@@ -188,37 +211,49 @@ def _deadline(header: str | None, arrival: float) -> float | None:
     return arrival + int(header) / 1000
 
 
-def canonical_prompt(document: dict[str, Any]) -> bytes:
-    """The prompt's bytes in the order in which the engine reads it, four bytes to a token id.
+def canonical_prompt(document: dict[str, Any]) -> tuple[bytes, int]:
+    """The prompt's bytes in the order in which the engine reads it, four to a token id, and a guess of its tokens.
 
     Equal beginnings here mean equal beginnings there: tools come first, as chat templates put them there. Whatever has
-    an unexpected type contributes nothing; the engine will say what is wrong with it.
+    an unexpected type contributes nothing, and so does what is beyond any use; the engine will say what is wrong with
+    it, and nobody's stream waits while it is looked at here.
     """
     if isinstance(messages := document.get("messages"), list):
-        tools = [orjson.dumps(document["tools"])] if document.get("tools") else []
-        return b"\0".join([*tools, *(part for message in messages for part in _message_parts(message))])
+        tools = [_written(document["tools"])] if document.get("tools") else []
+        parts = chain(tools, chain.from_iterable(map(_message_parts, messages[:_MAX_PARTS])))
+        text = b"\0".join(islice(parts, _MAX_PARTS))
+        return text, len(text) // BYTES_PER_TOKEN
     prompt = document.get("prompt")
     # Of a batch of prompts the first one decides.
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], list | str):
         prompt = prompt[0]
     if isinstance(prompt, str):
-        return prompt.encode()
+        text = prompt.encode()
+        return text, len(text) // BYTES_PER_TOKEN
     if isinstance(prompt, list):
-        ids = [i for i in prompt if isinstance(i, int) and 0 <= i < 2**32]
-        return struct.pack(f"<{len(ids)}I", *ids)
-    return b""
+        ids = [i for i in prompt[: MAX_BLOCKS * TOKENS_PER_BLOCK] if isinstance(i, int) and 0 <= i < 2**32]
+        return struct.pack(f"<{len(ids)}I", *ids), len(prompt)
+    return b"", 0
 
 
 def _message_parts(message: object) -> Iterator[bytes]:
     if not isinstance(message, dict):
         return
-    yield str(message.get("role")).encode()
-    content = message.get("content")
+    role, content = message.get("role"), message.get("content")
+    yield role.encode() if isinstance(role, str) else b""
     if isinstance(content, str):
         yield content.encode()
     elif isinstance(content, list):
         for part in content:
             text = part.get("text") if isinstance(part, dict) else None
-            yield text.encode() if isinstance(text, str) else orjson.dumps(part)
+            yield text.encode() if isinstance(text, str) else _written(part)
     if calls := message.get("tool_calls"):
-        yield orjson.dumps(calls)
+        yield _written(calls)
+
+
+def _written(part: object) -> bytes:
+    """A part of a body as JSON again. Raises InvalidRequest: four times as deep can be read as can be written."""
+    try:
+        return orjson.dumps(part)
+    except orjson.JSONEncodeError:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None

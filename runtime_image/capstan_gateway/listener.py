@@ -1,7 +1,8 @@
 """One HTTP server on the running event loop, with limits on what strangers may send.
 
 The h11 parser is chosen for its bounded header buffer. Signals are left alone: when to stop is the gateway's decision,
-because a server that closes its listener at once refuses the clients it should tell to come back.
+because a server that closes its listener at once refuses the clients it should tell to come back. And the protocol is
+given a clock for what it would wait for without end: the head of a request.
 """
 
 import asyncio
@@ -12,8 +13,10 @@ from typing import Final, Self
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _MAX_HEADER_BYTES: Final = 64 << 10
+_HEAD_TIMEOUT_S: Final = 60.0
 _KEEP_ALIVE_S: Final = 75
 _SHUTDOWN_S: Final = 2
 _BACKLOG: Final = 4096
@@ -21,6 +24,35 @@ _BACKLOG: Final = 4096
 
 class CannotListen(Exception):
     """The address is taken or not this machine's."""
+
+
+class _Protocol(H11Protocol):
+    """A connection that is closed when a request's head does not come, or does not end."""
+
+    _overdue: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_watching()
+
+    def _watch_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watching()
+        elif self._overdue is None:
+            self._overdue = self.loop.call_later(_HEAD_TIMEOUT_S, self.timeout_keep_alive_handler)
+
+    def _stop_watching(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
 
 
 class _Server(uvicorn.Server):
@@ -51,7 +83,7 @@ class Listener:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

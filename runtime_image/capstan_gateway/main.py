@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.sched_setaffinity(0, args.cpus)
     except OSError:
         _refuse([f"cpus: {list(args.cpus)} are not all processors of this machine"], options.config)
+    # Every stream holds two file descriptors, and the usual soft limit of 1024 is below what one gateway can pass on.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         gateway = Gateway(
             args, api_key=os.environ.get(ENV_API_KEY) or None, admin_token=os.environ.get(ENV_ADMIN_TOKEN) or None

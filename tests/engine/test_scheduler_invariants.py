@@ -199,6 +199,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(request.status is Status.WAITING for request in scheduler._waiting)
         places = [request.id for request in [*scheduler._running, *scheduler._waiting]]
         assert sorted(places) == sorted(scheduler._requests)
+        expiring = [r.id for r in scheduler._requests.values() if r.deadline is not None]
+        assert sorted(request_id for _, request_id in scheduler._deadlines) == sorted(expiring)
 
     @invariant()
     def shared_blocks_hold_the_same_past(self) -> None:

@@ -110,12 +110,13 @@ async def reset(replica: FakeReplica, request: web.Request) -> web.StreamRespons
     return web.Response()
 
 
-def status(code: int, **headers: str) -> Script:
-    """A whole response with an error status."""
+def status(number: int, *, code: str | None = None, **headers: str) -> Script:
+    """A whole response with an error status; without `code`, the error's names the replica."""
 
     async def script(replica: FakeReplica, request: web.Request) -> web.StreamResponse:
-        error = {"error": {"message": "no", "type": "t", "param": None, "code": f"from_{replica.id}"}}
-        return web.json_response(error, status=code, headers={name.replace("_", "-"): v for name, v in headers.items()})
+        error = {"error": {"message": "no", "type": "t", "param": None, "code": code or f"from_{replica.id}"}}
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.json_response(error, status=number, headers=sent)
 
     return script
 

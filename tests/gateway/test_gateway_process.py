@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ CONFIG = {"served_model_names": ["tiny"], "port": 0, "admin_port": 0}
 
 
 @asynccontextmanager
-async def running(tmp_path, *flags, config=CONFIG):
+async def running(tmp_path, *flags, config=CONFIG, **options):
     path = tmp_path / "gateway.json"
     path.write_text(json.dumps(config))
     environment = os.environ | {ENV_ADMIN_TOKEN: "token"}
@@ -23,6 +24,7 @@ async def running(tmp_path, *flags, config=CONFIG):
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "capstan_gateway", "--config", str(path), *flags, env=environment,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        **options,
     )  # fmt: skip
     try:
         async with asyncio.timeout(60):
@@ -82,6 +84,24 @@ async def test_a_second_sigterm_ends_at_once_with_an_error_event(tmp_path, sessi
             process.send_signal(signal.SIGTERM)
             assert b'"draining"' in await response.read()
         assert await process.wait() == 0
+
+
+async def test_it_holds_more_clients_than_a_process_may_usually_open_files(tmp_path, session):
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def few_files():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+
+    async with running(tmp_path, preexec_fn=few_files) as process:
+        listening = json.loads(await process.stdout.readline())
+        url, state = f"http://127.0.0.1:{listening['port']}/v1/completions", {}
+        held = [asyncio.create_task(session.post(url, json={"prompt": "x"})) for _ in range(100)]
+        while state.get("held") != len(held):
+            state_url = f"http://127.0.0.1:{listening['admin_port']}/admin/state"
+            async with session.get(state_url, headers={"authorization": "Bearer token"}) as response:
+                state = await response.json()
+        for request in held:
+            request.cancel()
 
 
 async def test_it_ends_when_its_parent_is_gone(tmp_path):

@@ -48,6 +48,22 @@ async def test_beyond_the_bound_429_says_when_to_come_back(start_gateway, start_
     assert [status for status, _, _ in await asyncio.gather(*requests)] == [200, 200]
 
 
+async def test_a_crowd_of_the_patient_does_not_shut_out_the_urgent(start_gateway, start_replica):
+    door = await start_gateway(max_held_requests=2)
+    crowd = []
+    for i in range(2):
+        crowd.append(asyncio.create_task(ask(door, prompt=str(i), model="tiny-batch")))
+        await door.until(held(i + 1))
+    urgent = asyncio.create_task(ask(door, prompt="urgent"))
+    status, body, headers = await crowd[1]
+    assert (status, json.loads(body)["error"]["code"]) == (429, "too_many_waiting")
+    assert "retry-after" in headers
+    assert (await ask(door, model="tiny-batch"))[0] == 429
+    replica = await start_replica("r1")
+    await door.put(replica)
+    assert [(await task)[0] for task in (urgent, crowd[0])] == [200, 200]
+
+
 async def test_waiting_ends_with_503_at_its_time(start_gateway):
     door = await start_gateway(hold_timeout_seconds=0.05)
     status, body, headers = await ask(door, stream=True)
@@ -83,6 +99,45 @@ async def test_requests_whose_only_replica_died_come_back_in_even_when_the_room_
     await door.put(dying)
     request = asyncio.create_task(ask(door))
     await dying.arrived.wait()
+    await door.put()
+    await door.until(held(1))
+    await door.put(await start_replica("r2"))
+    assert (await request)[0] == 200
+
+
+async def test_a_request_whose_replica_is_lost_late_waits_as_long_for_another_as_one_that_comes_then(
+    start_gateway, start_replica, scripts
+):
+    async def reset_at_the_gate(replica, request):
+        await replica.gate.acquire()
+        return await scripts.reset(replica, request)
+
+    door = await start_gateway(hold_timeout_seconds=1)
+    dying = await start_replica("r1", reset_at_the_gate)
+    await door.put(dying)
+    request = asyncio.create_task(ask(door))
+    await dying.arrived.wait()
+    await door.put()
+    # The request is older than a hold may last once this one, which came later, has been held for so long.
+    assert (await ask(door))[0] == 503
+    dying.gate.release()
+    await door.until(held(1))
+    await door.put(await start_replica("r2"))
+    assert (await request)[0] == 200
+
+
+async def test_a_request_that_meets_the_last_replica_on_its_way_out_is_held_for_the_next(
+    door, start_replica, scripts, unused_port
+):
+    leaving = await start_replica("r1", scripts.status(503, code="draining"))
+    await door.put(leaving)
+    request = asyncio.create_task(ask(door))
+    await leaving.arrived.wait()
+    # It has gone, and nobody has told the gateway.
+    leaving.url = f"http://127.0.0.1:{unused_port}"
+    await door.put(leaving)
+    while (await door.metrics()).get("retries_total{reason=connect}", 0) < 1:
+        assert not request.done()
     await door.put()
     await door.until(held(1))
     await door.put(await start_replica("r2"))

@@ -3,8 +3,11 @@
 import asyncio
 import io
 import json
+import socket
 
 import pytest
+
+from capstan_gateway import gateway
 
 
 async def test_a_whole_answer_passes_unchanged_with_the_replica_and_the_request_id(door, start_replica):
@@ -111,6 +114,15 @@ async def test_a_client_that_leaves_ends_the_request_at_the_replica(door, start_
     state = await door.until(lambda s: s["open"] == 0)
     assert state["in_flight"] == 0
     assert (await door.metrics())["responses_total{outcome=cancelled,slo_class=interactive}"] == 1
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
+def test_a_request_on_its_way_to_a_machine_that_is_gone_is_given_up_as_soon_as_a_stream_from_it():
+    """With a peer that vanishes (its address answered by nobody) both take 30 s; without the limit, 15 minutes."""
+    with gateway._socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))) as sock:
+        silence_s = sum(sock.getsockopt(socket.IPPROTO_TCP, option) * times
+                        for option, times in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 3)))  # fmt: skip
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * silence_s
 
 
 async def test_a_conversation_returns_to_its_replica_and_new_ones_go_to_the_least_loaded(door, start_replica, scripts):

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from capstan_gateway import listener
+
 
 async def test_models_lists_served_names_and_aliases(door):
     async with door.session.get(f"{door.url}/v1/models") as response:
@@ -52,7 +54,7 @@ async def test_an_unknown_class_is_a_400_that_names_the_classes(door):
     assert "bulk" in error["message"]
 
 
-@pytest.mark.parametrize("deadline", ["0", "-1", "1.5", "nan", "9" * 30, "٣", ""])
+@pytest.mark.parametrize("deadline", ["0", "-1", "1.5", "nan", "9" * 30, "٣", "", "1".zfill(12) + "9" * 5000])
 async def test_a_deadline_that_is_no_number_of_milliseconds_is_a_400(door, deadline):
     async with door.chat(headers={"x-capstan-deadline-ms": deadline}) as response:
         assert (response.status, (await response.json())["error"]["param"]) == (400, "x-capstan-deadline-ms")
@@ -95,9 +97,56 @@ async def test_a_giant_header_is_refused(door):
     assert b" 400 " in status_line
 
 
+@pytest.mark.parametrize("control", [b"\x01", b"\x1b[31m", b"\x7f"])
+async def test_a_control_character_in_a_header_is_a_400_that_names_the_header(door, start_replica, control):
+    await door.put(await start_replica("r1"))
+    body = b'{"model": "tiny", "prompt": "x"}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.gateway.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-note: a%sb\r\n" % control)
+    writer.write(b"content-length: %d\r\n\r\n%s" % (len(body), body))
+    head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert b" 400 " in head.splitlines()[0]
+    assert json.loads(answer)["error"]["param"] == "x-note"
+
+
+@pytest.mark.parametrize(
+    ("asked", "begun"),
+    [(b"", b""), (b"", b"GET /hea"), (b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n", b"GET /hea")],
+    ids=["nothing", "half", "half after a whole one"],
+)
+async def test_a_client_that_does_not_finish_asking_is_shown_out(door, monkeypatch, asked, begun):
+    monkeypatch.setattr(listener, "_HEAD_TIMEOUT_S", 0.5)
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.gateway.port)
+    async with asyncio.timeout(10):
+        if asked:
+            writer.write(asked)
+            await reader.readuntil(b"}")
+        writer.write(begun)
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_an_answer_may_take_longer_than_a_head(door, start_replica, scripts, monkeypatch):
+    monkeypatch.setattr(listener, "_HEAD_TIMEOUT_S", 0.5)
+    replica = await start_replica("r1", scripts.gated)
+    await door.put(replica)
+    replica.gate.release()
+    async with door.chat(stream=True) as response:
+        await response.content.readuntil(b"\n\n")
+        # A connection that comes now is shown out while this one waits for its second token.
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.gateway.port)
+        await reader.read()
+        writer.close()
+        for _ in range(2):
+            replica.gate.release()
+        assert (await response.read()).endswith(b"[DONE]\n\n")
+
+
 BAD_BODIES = [
     b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"a":' * 5000, b'{"model": NaN}',
     b'{"model": 5}', b'{"model": ["tiny"]}', b'{"prompt": "\\ud800"}', b'{"model": "' + b"x" * 70_000 + b'"}',
+    b'{"metadata": [' + b'{"":0},' * 1_000_000 + b"0]}",
 ]  # fmt: skip
 
 
@@ -105,12 +154,28 @@ BAD_BODIES = [
 async def test_bad_bodies_are_the_clients_error_and_reach_no_replica(door, start_replica, body):
     replica = await start_replica("r1")
     await door.put(replica)
-    async with door.session.post(f"{door.url}/v1/completions", data=body) as response:
+    async with door.session.post(f"{door.url}/v1/completions", data=io.BytesIO(body)) as response:
         text = await response.text()
         assert response.status in (400, 404), text
         assert json.loads(text)["error"]["type"] in ("invalid_request_error", "not_found_error")
     assert replica.received == []
     assert (await door.metrics())["responses_total{outcome=invalid,slo_class=interactive}"] == 1
+
+
+DEEP = {"tools": b'{"messages": [], "tools": %s}',
+        "role": b'{"messages": [{"role": %s}]}',
+        "part": b'{"messages": [{"role": "user", "content": [%s]}]}',
+        "calls": b'{"messages": [{"role": "assistant", "tool_calls": %s}]}',
+        "alias": b'{"model": "tiny-batch", "prompt": "x", "metadata": %s}'}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", DEEP)
+async def test_what_is_nested_too_deeply_to_go_on_makes_no_5xx(door, where):
+    body = DEEP[where] % (b"[" * 1000 + b"]" * 1000)
+    headers = {"x-capstan-deadline-ms": "1"}
+    async with door.session.post(f"{door.url}/v1/chat/completions", data=body, headers=headers) as response:
+        # What routing does not look at waits for an engine, which would refuse it.
+        assert response.status == (408 if where == "role" else 400)
 
 
 documents = st.recursive(

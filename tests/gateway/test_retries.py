@@ -107,6 +107,16 @@ async def test_a_request_that_several_replicas_died_of_is_not_given_to_the_next(
     assert sum(len(replica.received) for replica in replicas) == 3
 
 
+async def test_a_request_that_engines_died_of_is_not_given_to_the_next_though_their_front_ends_lived_to_say_so(
+    door, start_replica, scripts
+):
+    replicas = [await start_replica(f"r{i}", scripts.status(503, code="engine_dead")) for i in range(5)]
+    await door.put(*replicas)
+    status, body, _ = await ask(door)
+    assert (status, json.loads(body)["error"]["code"]) == (502, "replica_lost")
+    assert sum(len(replica.received) for replica in replicas) == 3
+
+
 async def test_a_replica_that_is_loading_is_tried_again_until_it_serves(door, start_replica, scripts):
     replica = await start_replica("r1", scripts.status(503))
     await door.put(replica)

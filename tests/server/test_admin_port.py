@@ -105,6 +105,14 @@ async def test_limits_that_nobody_renews_return_to_the_defaults() -> None:
     assert applied == [BatchLimits(max_sequences=2, max_batched_tokens=64), envelope.top]
 
 
+async def test_a_replica_that_drains_keeps_its_limits_though_nobody_can_renew_them(served: Served) -> None:
+    answer = await patch(served, '"1"', max_sequences=2, lease_seconds=60)
+    assert answer.json()["lease_remaining_seconds"] > 0
+    assert (await served.admin.post("/admin/drain")).json()["draining"]
+    state = (await served.admin.get(LIMITS)).json()
+    assert (state["limits"]["max_sequences"], state["lease_remaining_seconds"]) == (2, None)
+
+
 def sample(number: int, prefill: int = 0, decodes: int = 1) -> StepSample:
     return StepSample(number, number * 1.0, 0.01 * number, prefill, decodes, 7, 9)
 

@@ -1,6 +1,7 @@
 """Malformed and oversized input ends in a 4xx or a closed connection, and the server lives on."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -70,6 +71,24 @@ async def test_an_undeclared_giant_body_is_counted_while_it_arrives(served: Serv
     assert num_sent <= 10
 
 
+async def test_many_short_prompts_are_encoded_beside_the_loop_as_a_long_one_is(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, threads = served.front.model.tokenizer, list[threading.Thread]()
+    encode = tokenizer.encode
+
+    def noted(text: str, *, add_special_tokens: bool) -> list[int]:
+        threads.append(threading.current_thread())
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "encode", noted)
+    for prompt in (["one two three"] * 256, "one two three"):
+        answer = await served.http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1})
+        assert answer.status_code == 200
+    assert threading.main_thread() not in threads[:256]
+    assert threads[256:] == [threading.main_thread()]
+
+
 async def raw(served: Served, request: bytes) -> bytes:
     """The answer to bytes of our own; b"" when the server just closes."""
     host, port = served.url.removeprefix("http://").split(":")
@@ -100,6 +119,19 @@ async def test_malformed_http_closes_the_connection_and_nothing_else(
         assert not answer or answer.startswith(b"HTTP/1.1 4"), answer[:100]
     assert (await served_on_network.http.get("/health")).status_code == 200
     assert not engine.submitted
+
+
+async def test_a_header_that_the_gateway_takes_is_taken_though_it_comes_in_pieces(served_on_network: Served) -> None:
+    host, port = served_on_network.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-large: " + b"a" * (63 << 10) + b"\r\n\r\n"
+    writer.write(head[: 40 << 10])
+    await writer.drain()
+    # Another request's answer tells that the server has read the first piece.
+    assert (await served_on_network.http.get("/health")).status_code == 200
+    writer.write(head[40 << 10 :])
+    assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    writer.close()
 
 
 @pytest.mark.parametrize(

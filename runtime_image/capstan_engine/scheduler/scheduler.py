@@ -17,7 +17,7 @@ first, and who is preempted (the worst rank). An admitted request holds blocks f
 decodes can ever lack a block, and preemption happens in one place.
 """
 
-import heapq
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 from operator import attrgetter
@@ -112,7 +112,7 @@ class Scheduler:
         self._requests[request.id] = request
         self._waiting.push(request)
         if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.id))
+            insort(self._deadlines, (request.deadline, request.id))
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget these requests and take their blocks back; unknown ids are ignored. No output follows."""
@@ -169,11 +169,7 @@ class Scheduler:
 
     def _end_expired(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] < now:
-            deadline, request_id = heapq.heappop(self._deadlines)
-            # The entry may belong to a request that has ended, or to an earlier one of the same id.
-            request = self._requests.get(request_id)
-            if request is not None and request.deadline == deadline:
-                self._end(request, FinishReason.DEADLINE, now)
+            self._end(self._requests[self._deadlines[0][1]], FinishReason.DEADLINE, now)
 
     def _decodes_with_room(self, budget: int) -> list[Request]:
         """Running requests that lack one token, each with a block for it. They take turns when not all fit."""
@@ -328,5 +324,8 @@ class Scheduler:
             self.pool.give_back(request.block_table)
         else:
             self._waiting.remove(request)
+        if request.deadline is not None:
+            # At once: it may lie a day ahead, and a process that kept it until then would grow with every request.
+            del self._deadlines[bisect_left(self._deadlines, (request.deadline, request.id))]
         request.status = Status.ENDED
         del self._requests[request.id]

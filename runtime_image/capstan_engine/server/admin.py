@@ -96,6 +96,8 @@ class _Admin:
         body = _parse(DrainBody, await read_body(request, _MAX_BODY_BYTES) or b"{}")
         lifecycle = self._front.lifecycle
         lifecycle.drain(body.timeout_seconds)
+        # Nobody can renew it any more, and what is still answered keeps the pace that it was given.
+        self._front.limits.end_lease()
         return JSONResponse({"draining": lifecycle.phase is Phase.DRAINING, "open_requests": lifecycle.num_open})
 
     async def startup(self, _: Request) -> Response:

@@ -10,7 +10,8 @@ import orjson
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from capstan_engine.errors import CapstanEngineError, Draining, QueueFull, RequestError, RequestTooLarge
+from capstan_api.names import ERROR_ENGINE_DEAD
+from capstan_engine.errors import CapstanEngineError, QueueFull, RequestError, RequestTooLarge
 
 INVALID: Final = "invalid_request_error"
 _TYPES: Final = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -50,14 +51,12 @@ class ApiError(Exception):
         match error:
             case QueueFull():
                 return cls(429, str(error), code="queue_full", retry_after=error.retry_after_seconds)
-            case Draining():
-                return cls(503, str(error), code="draining", retry_after=error.retry_after_seconds)
             case RequestTooLarge():
                 return cls(400, str(error), param=error.param, code="context_length_exceeded")
             case RequestError():
                 return cls(400, str(error), param=error.param)
             case _:
-                return cls(503, "The engine has stopped and is being restarted.", code="engine_dead", retry_after=5)
+                return cls(503, "The engine has stopped and is being restarted.", code=ERROR_ENGINE_DEAD, retry_after=5)
 
     @classmethod
     def from_validation(cls, error: ValidationError, body: Any) -> Self:

@@ -69,7 +69,7 @@ class LeasedLimits:
         return self.state()
 
     def end_lease(self) -> None:
-        """Stop the clock; for a process that ends."""
+        """Stop the clock: what is in force stays to the end of the process."""
         if self._lease is not None:
             self._lease.cancel()
             self._lease = None

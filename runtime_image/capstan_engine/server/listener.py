@@ -13,6 +13,8 @@ from capstan_engine.errors import ConfigurationError
 
 # Longer than the idle time of any proxy's connection pool, so that the server is never the one who closes first.
 _KEEP_ALIVE_S: Final = 120
+# What the gateway takes (64 KiB) and what it adds: a request that came so far must not end here.
+_MAX_HEADER_BYTES: Final = 72 << 10
 
 
 def bound(host: str, port: int, field: str) -> socket.socket:
@@ -48,6 +50,7 @@ class HttpServer(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=1,
             )

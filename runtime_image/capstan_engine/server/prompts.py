@@ -57,15 +57,19 @@ class Prompts:
         if isinstance(given[0], int):
             # The union's branches are lists of one kind; pydantic has checked it.
             return [await self._of_tokens([t for t in given if isinstance(t, int)], echo=bool(body.echo))]
+        # Many short ones take as long as one that is long.
+        size = sum(len(each) for each in given if isinstance(each, str | list))
         return [
-            await self.of_text(each, "prompt", add_special_tokens=add_special_tokens)
+            await self.of_text(each, "prompt", add_special_tokens=add_special_tokens, batch_size=size)
             if isinstance(each, str)
-            else await self._of_tokens(each if isinstance(each, list) else [], echo=bool(body.echo))
+            else await self._of_tokens(each if isinstance(each, list) else [], echo=bool(body.echo), batch_size=size)
             for each in given
         ]
 
-    async def of_text(self, text: str, param: str, *, add_special_tokens: bool) -> Prompt:
-        """Raises `ApiError` for a text without tokens or far beyond the context."""
+    async def of_text(self, text: str, param: str, *, add_special_tokens: bool, batch_size: int = 0) -> Prompt:
+        """`batch_size` is the length of all texts that it is one of. Raises `ApiError` for a text without tokens or far
+        beyond the context.
+        """
         fewest = len(text) // self._tokenizer.longest_token
         if fewest > self._facts.max_model_len:
             message = (
@@ -74,16 +78,17 @@ class Prompts:
             )
             raise ApiError.invalid(param, message, code="context_length_exceeded")
         encode = self._tokenizer.encode
-        ids = await self._beside(len(text), lambda: encode(text, add_special_tokens=add_special_tokens))
+        size = max(batch_size, len(text))
+        ids = await self._beside(size, lambda: encode(text, add_special_tokens=add_special_tokens))
         check_prompt(ids, self._facts, param)
         return Prompt(text, ids)
 
-    async def decode(self, ids: list[int]) -> str:
-        return await self._beside(len(ids), lambda: self._tokenizer.decode(ids))
+    async def decode(self, ids: list[int], *, batch_size: int = 0) -> str:
+        return await self._beside(max(batch_size, len(ids)), lambda: self._tokenizer.decode(ids))
 
-    async def _of_tokens(self, ids: list[int], *, echo: bool) -> Prompt:
+    async def _of_tokens(self, ids: list[int], *, echo: bool, batch_size: int = 0) -> Prompt:
         check_prompt(ids, self._facts, "prompt")
-        return Prompt(await self.decode(ids) if echo else "", ids)
+        return Prompt(await self.decode(ids, batch_size=batch_size) if echo else "", ids)
 
     async def _beside(self, size: int, work: Callable[[], T]) -> T:
         """Run `work` here when it is small, in the pool when it is not."""
