@@ -14,7 +14,7 @@ from typing import Any, Final
 from capstan_api.metrics import Engine, Gateway, Operator
 from capstan_api.status import ConditionType
 from dashboards import control_plane, deployment
-from dashboards.queries import DEPLOYMENT, highest, in_condition, increase, series, share
+from dashboards.queries import DEPLOYMENT, highest, highest_over, in_condition, increase, series, share
 from dashboards.rules import OBJECTIVE, RUNBOOK, Group, errors
 
 CRITICAL, WARNING = "critical", "warning"
@@ -171,7 +171,8 @@ SERVICE: Final = (
         means="Replicas start and do not become ready, again and again or very slowly.",
         steps=[
             "Which start-up phase do they stay in? Fetching: the model's source. Loading: memory. Warming: the device.",
-            "`kubectl logs -l capstan.dev/deployment=NAME -c engine --previous` for the last words.",
+            "`kubectl logs -l capstan.dev/deployment=NAME,app.kubernetes.io/component=engine -c engine --previous` for "
+            "the last words.",
         ],
     ),
     Alert(
@@ -194,7 +195,7 @@ SERVICE: Final = (
         expr=in_condition(ConditionType.CONFIGURATION_VALID, "False"),
         lasting="2m",
         summary=f"The resource {_WHO} cannot be acted upon",
-        description="Its spec is refused; the last valid one stays in force.",
+        description="Its spec is refused; the last valid one, where there was one, stays in force.",
         means="The API server took a spec that the operator does not understand, such as one of a newer version.",
         steps=["The condition's message names the field and the remedy. Correct it and apply again."],
     ),
@@ -219,7 +220,9 @@ ENGINES: Final = (
     Alert(
         name="CapstanLimitsReverted",
         severity=WARNING,
-        expr=f"{increase(Engine.LIMIT_CHANGES, DEPLOYMENT, '15m', cause='lease_expired')} > 0",
+        # A replica that drains takes no limits any more: its lease may run out while it finishes what it has.
+        expr=f"{increase(Engine.LIMIT_CHANGES, DEPLOYMENT, '15m', cause='lease_expired')} > 0 unless "
+        f"{highest_over(Operator.UNREADY_REPLICAS, DEPLOYMENT, '15m', phase='draining')} > 0",
         lasting="",
         summary=f"Engines of {_WHO} fell back to their own limits",
         description="The operator did not renew the lease of the batch limits, so engines returned to the resource's "
@@ -272,7 +275,7 @@ OPERATOR: Final = (
         means="All operator pods are gone or cannot reach the API server. A takeover takes 20 seconds.",
         steps=[
             "`kubectl get pods -l app.kubernetes.io/component=operator -A` and their logs.",
-            "`kubectl get lease -A | grep capstan-operator`: who holds it, and since when was it renewed?",
+            "`kubectl get lease -A | grep capstan`: who holds it, and since when was it renewed?",
             "When Prometheus only lost its target, the operator's PodMonitor or NetworkPolicy is to blame.",
         ],
         dashboard=control_plane.UID,

@@ -54,6 +54,11 @@ def highest(metric: Metric, by: Sequence[str], **where: str) -> str:
     return _over("max", metric, by, series(metric, **where))
 
 
+def highest_over(metric: Metric, by: Sequence[str], window: str, **where: str) -> str:
+    """The largest value that a gauge had within the window."""
+    return _over("max", metric, by, f"max_over_time({series(metric, **where)}[{window}])")
+
+
 def lowest(metric: Metric, by: Sequence[str], **where: str) -> str:
     return _over("min", metric, by, series(metric, **where))
 

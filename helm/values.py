@@ -17,6 +17,8 @@ from capstan_operator.config import OperatorConfig
 
 # A name of a Kubernetes object, or nothing.
 OptionalName = Annotated[str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)]
+# What names of Services may begin with, or nothing.
+Prefix = Annotated[str, StringConstraints(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?)?$", max_length=52)]
 Namespace = Annotated[str, StringConstraints(pattern=LABEL, max_length=63)]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGT]i?)?$", max_length=24)]
 Duration = Annotated[str, StringConstraints(pattern=r"^[0-9]+(ms|s|m|h)$", max_length=16)]
@@ -26,7 +28,7 @@ Object = dict[str, Any]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 # What the chart itself writes into the operator's configuration, from the release and from other values.
-GIVEN = ("watchNamespaces", "keyFile", "images", "healthHost", "healthPort", "admission")
+GIVEN = ("watchNamespaces", "keyFile", "images", "podMonitorLabels", "healthHost", "healthPort", "admission")
 GIVEN_OF_LEASE = ("enabled", "name", "namespace", "identity")
 
 
@@ -159,7 +161,11 @@ class NetworkPolicy(Contract):
 class PodMonitor(Contract):
     enabled: bool = Field(default=False, description="Let the Prometheus operator scrape the operator.")
     interval: Duration = Field(default="15s", description="How often.")
-    labels: Labels = Field(default={}, description="Labels by which your Prometheus selects monitors.")
+    labels: Labels = Field(
+        default={},
+        description="Labels by which your Prometheus selects monitors; also of those that InferenceDeployments make,"
+        " whether this one is there or not.",
+    )
 
 
 class PrometheusRule(Contract):
@@ -191,8 +197,8 @@ class Monitoring(Contract):
 class Values(Contract):
     """All of `values.yaml`, in the order in which a reader meets it."""
 
-    name_override: OptionalName = Field(default="", description="Replaces the chart's name in the names of objects.")
-    fullname_override: OptionalName = Field(default="", description="The whole prefix of the names of objects.")
+    name_override: Prefix = Field(default="", description="Replaces the chart's name in the names of objects.")
+    fullname_override: Prefix = Field(default="", description="The whole prefix of the names of objects.")
     replicas: Annotated[int, Field(ge=1, le=5)] = Field(
         default=2,
         description="Operators. One acts, the others stand by and take over within 20 seconds; without a standby a"

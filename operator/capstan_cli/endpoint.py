@@ -40,8 +40,8 @@ class Answer:
 
 def base_url(text: str, *, allow_remote: bool) -> str:
     """The server's root without `/v1`; raises `InputError` when malformed, or not this machine and not allowed."""
-    parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
         valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
         valid = False

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,7 @@ from capstan_cli.errors import ChecksFailed, InputError
 from capstan_operator.reconcile import replay
 
 _NOT_COMPARED = {"memory", "status"}
+_OF_ANOTHER_VERSION = "this decision was made by another version of Capstan; ask that one"
 
 
 def changes(path: Path, last: int, inputs_hash: str | None) -> list[dict[str, Any]]:
@@ -28,7 +30,7 @@ def changes(path: Path, last: int, inputs_hash: str | None) -> list[dict[str, An
     found: deque[dict[str, Any]] = deque(maxlen=last)
     for record in _records(path):
         said = (record.get("decision") or {}).get("changes", [])
-        if any(inputs_hash in (None, change["inputsHash"]) for change in said):
+        if any(inputs_hash in (None, change.get("inputsHash")) for change in said):
             found.append(record)
     if inputs_hash is not None and not found:
         raise InputError(f"{path} has no decision with the inputs {inputs_hash}")
@@ -39,27 +41,46 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open() as log:
             for number, line in enumerate(log, 1):
-                record = json.loads(line)
-                if not isinstance(record, dict) or "decision" not in record:
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    if number > 1 and not line.endswith("\n"):
+                        # Whoever wrote it was killed while it did.
+                        return
+                    raise InputError(f"{path}:{number} is not a turn of a decision log: {error}") from None
+                if not isinstance(record, dict) or not isinstance(record.get("decision", 0), dict | None):
                     raise InputError(f"{path}:{number} is not a turn of a decision log")
                 yield record
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; capstan up writes it to its --run-dir") from None
-    except json.JSONDecodeError as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a decision log: {error}") from None
 
 
 def again(record: dict[str, Any]) -> None:
-    """Decide it again; raises `ChecksFailed` when anything but the same comes out."""
-    decided = json.loads(replay(record).model_dump_json(exclude=_NOT_COMPARED))
+    """Decide it again; raises `ChecksFailed` when anything but the same comes out, `InputError` when nothing can."""
+    try:
+        decision = replay(record)
+    except (KeyError, ValidationError):
+        raise InputError(_OF_ANOTHER_VERSION) from None
+    decided = json.loads(decision.model_dump_json(exclude=_NOT_COMPARED))
     if decided != record["decision"]:
         differs = sorted(key for key in decided if decided[key] != record["decision"].get(key))
         raise ChecksFailed(f"decided again, it comes out differently in: {', '.join(differs)}")
 
 
 def drawn(record: dict[str, Any]) -> RenderableType:
-    """One turn for people: what changed, why, and what one replica fewer or more would have meant."""
-    decision = record["decision"]
+    """One turn for people: what changed, why, and what one replica fewer or more would have meant.
+
+    Raises `InputError` for what this version does not know.
+    """
+    try:
+        return Group(*_parts(record["decision"]))
+    except (KeyError, TypeError):
+        raise InputError(_OF_ANOTHER_VERSION) from None
+
+
+def _parts(decision: dict[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for change in decision["changes"]:
         head = f"{change['time']}  {change['action']}  {change['fromValue']} → {change['toValue']}"
@@ -67,7 +88,7 @@ def drawn(record: dict[str, Any]) -> RenderableType:
     if decision["predictions"]:
         parts.append(_table(decision))
     parts.append(Text(f"  inputs {decision['said']['inputsHash']}", style="dim"))
-    return Group(*parts)
+    return parts
 
 
 def _table(decision: dict[str, Any]) -> Table:

@@ -10,6 +10,7 @@ import csv
 import gzip
 import math
 import random
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ def read(path: Path) -> list[Arrival]:
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
             return parse(file, str(path))
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, csv.Error, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot read the trace {path}: {reason}") from None
 

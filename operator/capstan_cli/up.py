@@ -222,7 +222,11 @@ def _require_free(port: int) -> None:
 
 def _locked(directory: Path) -> TextIO:
     """A lock on the run directory: two runs in one would overwrite each other's configuration and status."""
-    lock = (directory / "lock").open("w")
+    try:
+        lock = (directory / "lock").open("w")
+    except OSError as error:
+        why = f"cannot write to the run directory {directory}: {error.strerror}"
+        raise InputError(f"{why}; choose another with --run-dir") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

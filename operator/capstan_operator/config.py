@@ -111,6 +111,9 @@ class OperatorConfig(Contract):
     )
     images: Images = Field(description="What is started.")
     gateway: GatewayResources = Field(default=GatewayResources(), description="What each gateway may use.")
+    pod_monitor_labels: dict[str, str] = Field(
+        default={}, description="Further labels of each resource's PodMonitor, by which a Prometheus selects monitors."
+    )
     lease: LeaseConfig = Field(default=LeaseConfig(), description="Which of several operators acts.")
     api: Api = Field(default=Api(), description="How the API server is spoken to.")
     health_host: str = Field(default="0.0.0.0", description="Address of the health port.")  # noqa: S104 - a pod's own
@@ -149,6 +152,7 @@ class OperatorConfig(Contract):
             gateway_cpu_millicores=self.gateway.cpu_millicores,
             gateway_memory_mebibytes=self.gateway.memory_mebibytes,
             operator_namespace=own_namespace(),
+            pod_monitor_labels=self.pod_monitor_labels,
             hugging_face=self.source_endpoints.hugging_face,
             s3=self.source_endpoints.s3,
         )

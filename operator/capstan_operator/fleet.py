@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 _LONGEST_PAUSE_S: Final = 60.0
 _SPREAD_S: Final = 0.01
 _LONGEST_SPREAD_S: Final = 5.0
+# Until it is tried once more to tell what could not be told.
+_TELL_AGAIN_S: Final = 10.0
 Manifest = Mapping[str, Any]
 
 
@@ -147,8 +150,9 @@ class Fleet:
                 return
             except InvalidResource as error:
                 # Never understood since this process began: nothing of it is touched until somebody edits it.
-                await self._report(member, error)
-                await member.wake.wait()
+                is_told = await self._report(member, error)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(member.wake.wait(), None if is_told else _TELL_AGAIN_S)
             except Exception:
                 # Whatever it was, it concerns this resource only, which must not be left without a loop for it.
                 logger.exception("%s/%s: its loop broke and starts again", member.key.namespace, member.key.name)
@@ -165,15 +169,18 @@ class Fleet:
         finally:
             member.world = None
 
-    async def _report(self, member: _Member, error: InvalidResource) -> None:
+    async def _report(self, member: _Member, error: InvalidResource) -> bool:
+        """Whether it is told, and nothing is left to be done."""
         manifest = self._resources.deployment(member.key)
         logger.warning("%s/%s cannot be understood: %s", member.key.namespace, member.key.name, error)
         if manifest is None:
-            return
+            return True
         try:
             await self._crew.report_invalid(manifest, error)
         except CapstanOperatorError as failure:
             logger.warning("%s/%s: its status cannot be written: %s", member.key.namespace, member.key.name, failure)
+            return False
+        return True
 
 
 class _Source:

@@ -8,9 +8,8 @@ waits for the resource learns that this generation will never be ready.
 from collections.abc import Mapping
 from typing import Any
 
-from capstan_api import names
 from capstan_api.manifest import InvalidResource
-from capstan_api.status import Condition, ConditionStatus, ConditionType
+from capstan_api.status import Condition, ConditionStatus, ConditionType, InferenceDeploymentStatus
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.fleet import known_status
 
@@ -22,9 +21,9 @@ _SPEAKING = {
 }
 
 
-def not_understood(manifest: Mapping[str, Any], error: InvalidResource, now: float) -> dict[str, Any]:
-    """What is to be applied to the status of the resource in `manifest`."""
-    status, metadata = known_status(manifest), manifest["metadata"]
+def not_understood(manifest: Mapping[str, Any], error: InvalidResource, now: float) -> InferenceDeploymentStatus:
+    """The status that the resource in `manifest` is to have."""
+    status = known_status(manifest)
     conditions = {condition.type: condition for condition in status.conditions}
     # It gets nowhere: whoever follows kstatus must not go on waiting.
     conditions.pop(ConditionType.RECONCILING, None)
@@ -39,12 +38,4 @@ def not_understood(manifest: Mapping[str, Any], error: InvalidResource, now: flo
             last_transition_time=before.last_transition_time if before and goes_on else rfc3339(now),
             observed_generation=error.generation,
         )
-    status = status.model_copy(
-        update={"conditions": list(conditions.values()), "observed_generation": error.generation}
-    )
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND,
-        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"]},
-        "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
-    }
+    return status.model_copy(update={"conditions": list(conditions.values()), "observed_generation": error.generation})

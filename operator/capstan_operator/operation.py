@@ -252,8 +252,15 @@ class Operation:
         return answer
 
     async def _report_invalid(self, manifest: Manifest, error: InvalidResource) -> None:
-        status = not_understood(manifest, error, time.time())
-        await self._api.apply(INFERENCE_DEPLOYMENTS, status, subresource="status")
+        metadata, status = manifest["metadata"], not_understood(manifest, error, time.time())
+        self._telemetry.not_understood(Key(metadata["namespace"], metadata["name"]), status)
+        applied = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "metadata": {name: metadata[name] for name in ("name", "namespace", "uid")},
+            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+        }
+        await self._api.apply(INFERENCE_DEPLOYMENTS, applied, subresource="status")
 
     def _leadership(self, client: ApiClient) -> Leadership:
         lease = self._config.lease

@@ -119,7 +119,8 @@ class Reconciler:
         errors = [f"the last valid resource stays in force: {fault.message}"] if fault is not None else []
         # Written before it is acted upon: an operator that dies in between finds out what it wanted.
         await _attempt(self._publish(decision.status, now), "WriteStatus", errors)
-        if await _attempt(self._world.prepare(deployment, decision.revisions), "Prepare", errors):
+        prepared = self._world.prepare(deployment, decision.revisions, decision.status.desired_replicas)
+        if await _attempt(prepared, "Prepare", errors):
             self._entrance = nullcontext()
         self._refused = await apply(decision.actions, self._world, self._admin)
         errors += self._refused

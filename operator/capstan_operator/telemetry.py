@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from capstan_api.metrics import Metric as Declared
 from capstan_api.metrics import Operator as Catalogue
+from capstan_api.spec import InferenceDeploymentSpec
 from capstan_api.status import ConditionStatus, DecisionAction, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.budgets import AcceleratorBudget
@@ -43,9 +44,9 @@ class _Stake:
 
 @dataclass
 class _Subject:
-    """What is known of one resource."""
+    """What is known of one resource. Without a `deployment` it was never understood."""
 
-    deployment: InferenceDeployment
+    deployment: InferenceDeployment | None
     status: InferenceDeploymentStatus
     decisions: Tally[tuple[str, str]] = field(default_factory=Tally)
     stake: _Stake | None = None
@@ -104,6 +105,11 @@ class Telemetry(Collector):
                 subject.stake = _stake(turn)
                 for said in turn.decision.changes or (turn.decision.said,):
                     subject.decisions[said.action.value, said.reason] += 1
+
+    def not_understood(self, key: Key, status: InferenceDeploymentStatus) -> None:
+        """There is no loop for the resource, only a status that says why."""
+        with self._lock:
+            self._subjects[key] = _Subject(None, status)
 
     def gone(self, key: Key) -> None:
         """This operator no longer looks after the resource."""
@@ -178,7 +184,7 @@ def _stake(turn: Turn) -> _Stake | None:
 
 def _samples(key: Key, subject: _Subject) -> Iterator[Sample]:
     """Everything that is exposed of one resource."""
-    status, spec, who = subject.status, subject.deployment.spec, (key.namespace, key.name)
+    status, who = subject.status, (key.namespace, key.name)
     yield Catalogue.DESIRED_REPLICAS, who, status.desired_replicas
     yield Catalogue.READY_REPLICAS, who, status.ready_replicas
     for phase, count in (
@@ -190,16 +196,8 @@ def _samples(key: Key, subject: _Subject) -> Iterator[Sample]:
     if (limits := status.effective_batch_limits) is not None:
         yield Catalogue.LIMIT, (*who, "max_sequences"), limits.max_sequences
         yield Catalogue.LIMIT, (*who, "max_batched_tokens"), limits.max_batched_tokens
-    batching = spec.engine.batching
-    for limit, bound, value in (
-        ("max_sequences", "min", batching.min_sequences),
-        ("max_sequences", "max", batching.max_sequences),
-        ("max_batched_tokens", "min", batching.min_batched_tokens),
-        ("max_batched_tokens", "max", batching.max_batched_tokens),
-    ):
-        yield Catalogue.LIMIT_BOUND, (*who, limit, bound), value
-    for declared in spec.slos:
-        yield Catalogue.OBJECTIVE, (*who, declared.name), float(declared.objective_percent) / 100
+    if subject.deployment is not None:
+        yield from _declared(subject.deployment.spec, who)
     for result in status.slos:
         if result.attainment_percent is not None:
             yield Catalogue.ATTAINMENT, (*who, result.name), float(result.attainment_percent) / 100
@@ -224,6 +222,20 @@ def _samples(key: Key, subject: _Subject) -> Iterator[Sample]:
         yield Catalogue.ACCELERATORS_WITHHELD, (*who, stake.budget), stake.withheld
     for (action, reason), count in subject.decisions.items():
         yield Catalogue.DECISIONS, (*who, action, reason), count
+
+
+def _declared(spec: InferenceDeploymentSpec, who: tuple[str, ...]) -> Iterator[Sample]:
+    """What the resource itself says."""
+    batching = spec.engine.batching
+    for limit, bound, value in (
+        ("max_sequences", "min", batching.min_sequences),
+        ("max_sequences", "max", batching.max_sequences),
+        ("max_batched_tokens", "min", batching.min_batched_tokens),
+        ("max_batched_tokens", "max", batching.max_batched_tokens),
+    ):
+        yield Catalogue.LIMIT_BOUND, (*who, limit, bound), value
+    for declared in spec.slos:
+        yield Catalogue.OBJECTIVE, (*who, declared.name), float(declared.objective_percent) / 100
 
 
 def _told(status: InferenceDeploymentStatus, who: tuple[str, ...]) -> Iterator[Sample]:

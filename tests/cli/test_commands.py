@@ -1,6 +1,7 @@
 """What a person meets at the prompt: quick help, one clear sentence for each mistake, exit codes with a meaning."""
 
 import asyncio
+import gzip
 import io
 import json
 import socket
@@ -117,6 +118,44 @@ def test_a_report_without_a_load_is_refused(capstan, tmp_path):
     assert "--replay" in err
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"\x1f\x8b\x08\0\0\0\0\0\0\xff\xff\xff\xff", b'{"conversations": "' + 200_000 * b"x" + b'"}'],
+    ids=["a damaged archive", "a data set that is no table"],
+)
+@pytest.mark.parametrize("command", ["up", "bench", "simulate"])
+def test_a_file_that_is_no_trace_is_named(capstan, tmp_path, command, content):
+    path, trace = tmp_path / "x.yaml", tmp_path / "trace.csv.gz"
+    path.write_text(VALID)
+    trace.write_bytes(content if content[:2] == b"\x1f\x8b" else gzip.compress(content))
+    options = {
+        "up": (path, "--replay", trace),
+        "bench": ("--trace", trace),
+        "simulate": ("--trace", trace, "--spec", path),
+    }
+    code, _, err = capstan(command, *options[command])
+    assert code == 2
+    assert str(trace) in err
+
+
+def test_a_change_to_what_is_no_resource_is_refused_by_the_files_name(capstan, tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("t,prompt,output\n0,1,1\n")
+    code, _, err = capstan("simulate", "--trace", trace, "--spec", trace, "--set", "scaling.maxReplicas=3")
+    assert code == 2
+    assert "trace.csv" in err
+    assert "expected a mapping with apiVersion" in err
+
+
+@pytest.mark.parametrize("command", ["bench", "chat"])
+@pytest.mark.parametrize("address", ["http://[::1:8000", "ftp://127.0.0.1", "http://127.0.0.1:port"])
+def test_what_is_no_address_is_quoted(capstan, command, address):
+    load = ("--rate", "1") if command == "bench" else ()
+    code, _, err = capstan(command, "--url", address, *load)
+    assert code == 2
+    assert f"{address!r} is not an address such as" in err
+
+
 def test_a_broken_trace_is_found_before_anything_starts(capstan, tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(VALID)
@@ -145,6 +184,17 @@ def test_a_run_directory_that_cannot_be_made_is_named(capstan, tmp_path):
     code, _, err = capstan("up", path, "--port", 0, "--run-dir", path / "below-a-file")
     assert code == 2
     assert "below-a-file" in err
+
+
+def test_a_run_directory_that_cannot_be_written_to_is_named(capstan, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(VALID)
+    # Whoever may write anywhere cannot write here either.
+    (tmp_path / "run" / "lock").mkdir(parents=True)
+    code, _, err = capstan("up", path, "--port", 0, "--run-dir", tmp_path / "run")
+    assert code == 2
+    assert str(tmp_path / "run") in err
+    assert "--run-dir" in err
 
 
 @pytest.mark.parametrize(

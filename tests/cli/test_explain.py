@@ -68,6 +68,22 @@ def test_a_decision_that_comes_out_differently_is_told(log: Path) -> None:
         explain.again(turn)
 
 
+def test_a_decision_of_another_version_is_not_made_again(log: Path) -> None:
+    (turn,) = explain.changes(log, 5, None)
+    turn["observation"]["of_the_future"] = 1
+    with pytest.raises(InputError, match="made by another version of Capstan"):
+        explain.again(turn)
+    del turn["decision"]["changes"][0]["toValue"]
+    with pytest.raises(InputError, match="made by another version of Capstan"):
+        explain.drawn(turn)
+
+
+def test_half_a_line_at_the_end_of_a_log_whose_writer_was_killed_is_passed_over(log: Path) -> None:
+    whole = explain.changes(log, 5, None)
+    log.write_text(log.read_text() + '{"now": 1800000003.0, "deploy')
+    assert explain.changes(log, 5, None) == whole
+
+
 def test_one_is_found_by_the_hash_of_its_inputs(log: Path) -> None:
     (turn,) = explain.changes(log, 5, None)
     wanted = turn["decision"]["changes"][0]["inputsHash"]
@@ -76,10 +92,10 @@ def test_one_is_found_by_the_hash_of_its_inputs(log: Path) -> None:
         explain.changes(log, 5, "0000")
 
 
-@pytest.mark.parametrize("content", ["no json", "[1]", '{"a": 1}'])
-def test_what_is_no_decision_log_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", [b"no json", b"[1]", b'{"a": 1}', b'{"decision": 5}', b"\x80\xff"])
+def test_what_is_no_decision_log_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other"
-    path.write_text(content + "\n")
+    path.write_bytes(content + b"\n")
     with pytest.raises(InputError, match="decision log"):
         explain.changes(path, 5, None)
     with pytest.raises(InputError, match="cannot be read"):

@@ -106,7 +106,7 @@ class House:
 
     async def prepare(self, world: KubernetesWorld) -> None:
         resource = self.resource
-        await world.prepare(resource, frozenset({render.revision(resource)}))
+        await world.prepare(resource, frozenset({render.revision(resource)}), 1)
         try:
             await world.ensure_gateway(render.gateway_revision(resource), render.gateway_args(resource))
         except WorldError as error:

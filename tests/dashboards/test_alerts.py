@@ -190,6 +190,15 @@ CASES = [
         "10m",
     ),
     Case(
+        "CapstanLimitsReverted",
+        "a replica drains for longer than its lease",
+        [
+            series(Engine.LIMIT_CHANGES, "0x5 1x3 _x20", **ENGINE, cause="lease_expired"),
+            series(Operator.UNREADY_REPLICAS, "0x4 1x5 0x20", **CHAT, pod="capstan-1", phase="draining"),
+        ],
+        "10m",
+    ),
+    Case(
         "CapstanEngineStuck",
         "the loop stands still",
         [series(Engine.HEARTBEAT, "0+60x5 300x30", **ENGINE)],

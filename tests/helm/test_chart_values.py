@@ -43,6 +43,10 @@ def refused(values: Object) -> str:
         ({"config": {"loglevel": "DEBUG"}}, "loglevel"),
         ({"config": {"logLevel": "LOUD"}}, "logLevel"),
         ({"config": {"keyFile": "/tmp/key"}}, "keyFile"),
+        ({"config": {"podMonitorLabels": {"release": "x"}}}, "podMonitorLabels"),
+        # Services are called after it.
+        ({"fullnameOverride": "my.capstan"}, "fullnameOverride"),
+        ({"nameOverride": "2nd"}, "nameOverride"),
         ({"config": {"lease": {"enabled": False}}}, "enabled"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "interval"),
         ({"monitoring": {"prometheusRule": {"runbookUrl": "https://wiki/page#part"}}}, "runbookUrl"),
@@ -132,6 +136,7 @@ def test_what_is_set_under_config_reaches_the_operator_and_what_the_chart_gives_
     assert config.gateway.cpu_millicores == 500
     assert config.images.engine == "registry.example/engine:cuda"
     assert config.images.pull_secrets == ["registry"]
+    assert config.installation().pod_monitor_labels == {"release": "prometheus"}
 
 
 def test_every_key_of_the_operators_configuration_is_settable_or_given_by_the_chart() -> None:

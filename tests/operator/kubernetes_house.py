@@ -93,10 +93,10 @@ class House:
         await self.world.start_replica(replica_id, revision, args, 1000)
         return replica_id
 
-    async def turn(self, deployment: InferenceDeployment | None = None) -> None:
+    async def turn(self, deployment: InferenceDeployment | None = None, *, wanted: int = 1) -> None:
         """What every turn of the loop does when nothing is to be decided."""
         deployment = deployment or resource()
-        await self.world.prepare(deployment, frozenset({render.revision(deployment)}))
+        await self.world.prepare(deployment, frozenset({render.revision(deployment)}), wanted)
         await self.world.ensure_gateway(render.gateway_revision(deployment), render.gateway_args(deployment))
 
     def set_status(self, pod: str, **status: Any) -> None:

@@ -372,3 +372,11 @@ def test_a_large_fleet_fits_into_status() -> None:
     assert len(blind.memory.durable()) < 65_536
     fresh = next(c for c in blind.status.conditions if c.type is ConditionType.METRICS_FRESH)
     assert fresh.message.endswith("and 1997 more: the last decision holds")
+
+
+def test_a_large_fleet_that_starts_at_once_fits_into_status() -> None:
+    of = deployment(scaling={"maxReplicas": 2000})
+    starting = [replica(of, i, phase=Phase.STARTING) for i in range(2000)]
+    decision = decide(of, observation(of, *starting), learnt(of, wanted=2000), NOW)
+
+    assert len(decision.memory.durable()) < 65_536

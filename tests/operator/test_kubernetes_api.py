@@ -286,7 +286,17 @@ async def test_a_token_is_read_anew_before_it_expires(
     monkeypatch.setattr(connection, "TOKEN_LASTS_S", 0.0)
     await api.get(PODS, "default", "p")
     assert [r.headers["Authorization"] for r in server.requests] == ["Bearer first", "Bearer first", "Bearer second"]
-    path.write_text("{}")
-    with pytest.raises(ApiForbidden, match="credentials cannot be renewed"):
-        await api.get(PODS, "default", "p")
+    # The last one as whoever rewrites a file leaves it for a moment.
+    for broken in ("{}", ""):
+        path.write_text(broken)
+        with pytest.raises(ApiForbidden, match="credentials cannot be renewed"):
+            await api.get(PODS, "default", "p")
     await client.close()
+
+
+@pytest.mark.parametrize("content", ["a: [1,", "just text", "clusters: 3\ncurrent-context: x"])
+async def test_a_file_that_is_no_kubeconfig_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(content)
+    with pytest.raises(WorldError, match=f"no way to the API server: {path} cannot be used"):
+        await connect(path)

@@ -55,7 +55,7 @@ async def test_a_life_that_never_came_to_write_its_status_takes_nothing_that_is_
     again = KubernetesWorld(replace(house.cluster, store=Store(clock=house.clock)), resource())
     house.server.requests.clear()
     with pytest.raises(WorldError, match="Service llama was not made by Capstan"):
-        await again.prepare(resource(), frozenset({render.revision(resource())}))
+        await again.prepare(resource(), frozenset({render.revision(resource())}), 1)
     assert house.server.find("services", "llama") == theirs
     written = [r for r in house.server.writes if r.resource == "services" and r.verb == "patch"]
     assert written == []
@@ -170,14 +170,39 @@ async def test_kinds_that_are_not_installed_are_done_without(house: House) -> No
     assert {kind for kind, _, _ in house.server.objects} >= {"podmonitors", "inferencepools"}
 
 
+def least_available(house: House) -> int:
+    least: int = house.server.find("poddisruptionbudgets", "llama")["spec"]["minAvailable"]
+    return least
+
+
 async def test_the_budget_follows_the_replicas_that_stay(house: House) -> None:
     for ordinal in range(3):
         await house.start(ordinal)
-    await house.turn()
-    assert house.server.find("poddisruptionbudgets", "llama")["spec"]["minAvailable"] == 2
+    await house.turn(wanted=3)
+    assert least_available(house) == 2
     await house.world.drain_replica(f"llama-{render.revision(resource())}-2", 60)
-    await house.turn()
-    assert house.server.find("poddisruptionbudgets", "llama")["spec"]["minAvailable"] == 1
+    await house.turn(wanted=2)
+    assert least_available(house) == 1
+
+
+async def test_an_eviction_does_not_permit_the_next_one_before_its_successor_is_there(house: House) -> None:
+    evicted, *_ = [await house.start(ordinal) for ordinal in range(3)]
+    await house.turn(wanted=3)
+    metadata = house.server.find("pods", evicted)["metadata"]
+    house.server.change("pods", evicted, metadata={**metadata, "deletionTimestamp": "2026-01-01T00:01:00Z"})
+    house.server.requests.clear()
+    await house.turn(wanted=3)
+    await house.start(3)
+    await house.turn(wanted=3)
+    assert least_available(house) == 2
+    assert not [request for request in house.server.writes if request.resource == "poddisruptionbudgets"]
+
+
+async def test_a_replica_that_cannot_be_made_keeps_no_other_on_its_node(house: House) -> None:
+    for ordinal in range(2):
+        await house.start(ordinal)
+    await house.turn(wanted=9)
+    assert least_available(house) == 1
 
 
 async def test_applied_fields_are_ours_only(house: House) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,12 @@ def test_nobody_but_the_operator_reaches_an_admin_port() -> None:
             if admin & {port["port"] for port in rule["ports"]}:
                 (peer,) = rule["from"]
                 assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "capstan-system"}
+
+
+def test_monitors_have_the_labels_by_which_a_prometheus_selects_them_and_keep_their_own() -> None:
+    labels = {"release": "prometheus", names.LABEL_DEPLOYMENT: "another"}
+    made = optional.pod_monitor(IDENTITY, replace(INSTALLATION, pod_monitor_labels=labels))["metadata"]["labels"]
+    assert made == {"release": "prometheus", **IDENTITY.labels(Component.ENGINE)}
 
 
 @pytest.mark.parametrize(("serving", "available"), [(0, 0), (1, 0), (2, 1), (5, 4)])

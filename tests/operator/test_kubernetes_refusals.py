@@ -23,7 +23,7 @@ async def test_a_write_without_the_lease_ends_the_turn(house: House) -> None:
     fenced = KubernetesApi(house.client, fence=shut, clock=house.clock)
     world = KubernetesWorld(replace(house.cluster, api=fenced), resource())
     with pytest.raises(NotLeader):
-        await world.prepare(resource(), frozenset())
+        await world.prepare(resource(), frozenset(), 1)
     assert house.server.writes == []
 
 
@@ -34,7 +34,7 @@ async def test_a_refusal_of_one_object_keeps_no_other_away(house: House) -> None
     await house.start()
     house.server.faults.append(no_monitors)
     with pytest.raises(WorldError, match="podmonitors is forbidden"):
-        await house.world.prepare(resource(), frozenset())
+        await house.world.prepare(resource(), frozenset(), 1)
     assert house.server.find("services", "llama")
     assert house.server.find("poddisruptionbudgets", "llama")
 
@@ -55,7 +55,7 @@ async def test_what_is_refused_is_not_asked_for_at_every_turn(house: House) -> N
 async def test_an_api_server_that_is_away_is_not_asked_for_one_thing_after_the_other(house: House) -> None:
     house.server.faults.append(lambda _: refusal(503, "no leader in etcd"))
     with pytest.raises(WorldError, match="no leader in etcd"):
-        await house.world.prepare(resource(), frozenset())
+        await house.world.prepare(resource(), frozenset(), 1)
     assert len(house.server.requests) == 1, "of the surroundings, the first"
 
 

@@ -1,11 +1,17 @@
 """Replicas as pods: started once, drained by a deletion, of the revision that they were made for."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from kubernetes_house import House, resource
 
+from capstan_api.fetch_args import FetchArgs, SourceEndpoint
+from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render
 from capstan_operator.decide.observation import Phase
 from capstan_operator.errors import NameTaken, WorldError
+from capstan_operator.world.kubernetes.access import PODS
 
 
 async def test_children_of_an_earlier_resource_of_the_name_are_waited_for(house: House) -> None:
@@ -25,6 +31,29 @@ async def test_a_pod_of_another_owner_is_not_taken_for_the_replica(house: House)
     house.server.change("pods", pod, metadata={**house.server.find("pods", pod)["metadata"], "ownerReferences": []})
     with pytest.raises(NameTaken, match=f"Pod {pod} was not made by Capstan"):
         await house.reborn(resource()).start()
+
+
+async def test_a_name_that_is_taken_keeps_no_other_replica_away(house: House) -> None:
+    theirs = f"llama-{render.revision(resource())}-0"
+    house.server.put("pods", {"metadata": {"name": theirs}})
+    with pytest.raises(NameTaken, match=f"Pod {theirs} was not made by Capstan"):
+        await house.start(0)
+    other = await house.start(1)
+    assert [facts.id for facts in await house.world.replicas()] == [other]
+
+
+async def test_a_pod_without_its_labels_is_in_the_way_and_named(house: House) -> None:
+    pod = await house.start()
+    live = house.server.find("pods", pod)
+    # As a person does who wants to look into it while another one serves: no watch shows it any more.
+    house.server.change("pods", pod, metadata={**live["metadata"], "labels": {}})
+    house.cluster.store.take(PODS, live, gone=True)
+    assert await house.world.replicas() == []
+    house.server.requests.clear()
+    for _ in range(5):
+        with pytest.raises(WorldError, match=f"Pod {pod} is in the way without its labels"):
+            await house.start()
+    assert len(house.server.writes) == 1, "it is not asked for in every turn"
 
 
 async def test_a_replica_is_started_once_however_often_it_is_asked_for(house: House) -> None:
@@ -86,12 +115,45 @@ async def test_an_older_revision_is_started_as_it_was(house: House) -> None:
     await house.start(deployment=old)
     revisions = frozenset({render.revision(old), render.revision(new)})
     for one in (house, house.reborn(new)):
-        await one.world.prepare(new, revisions)
+        await one.world.prepare(new, revisions, 1)
         replica = await one.start(ordinal=7, deployment=old)
         spec = one.server.find("pods", replica)["spec"]
         assert "nodeSelector" not in spec
         assert spec["volumes"][0]["configMap"]["name"] == f"llama-{render.revision(old)}"
         one.server.remove("pods", replica)
+
+
+async def test_a_mirror_that_is_declared_later_reaches_the_next_replica_and_no_older_one(house: House) -> None:
+    fetched = resource(model={"source": {"uri": "hf://org/name"}})
+    await house.turn(fetched)
+    first = await house.start(0, fetched)
+    mirror = SourceEndpoint(url="https://mirror.example")
+    installation = replace(house.cluster.installation, hugging_face=mirror)
+    mirrored = replace(house, cluster=replace(house.cluster, installation=installation)).reborn(fetched)
+    await mirrored.turn(fetched)
+    second = await mirrored.start(1, fetched)
+
+    def fetches(pod: str) -> FetchArgs:
+        name = house.server.find("pods", pod)["spec"]["volumes"][0]["configMap"]["name"]
+        return FetchArgs.model_validate_json(house.server.find("configmaps", name)["data"]["fetch.json"])
+
+    assert fetches(first).endpoint is None
+    assert fetches(second).endpoint == mirror
+    # Another revision is asked for, and this one is returned to: as it was last.
+    other = resource(model={"source": {"uri": "hf://org/other"}})
+    await mirrored.world.prepare(other, frozenset({render.revision(fetched), render.revision(other)}), 1)
+    house.server.change("configmaps", f"llama-{render.revision(fetched)}", metadata=older(house, fetched))
+    assert fetches(await mirrored.start(2, fetched)).endpoint == mirror
+    for pod in (first, second, f"llama-{render.revision(fetched)}-2"):
+        house.server.remove("pods", pod)
+    await mirrored.turn(other)
+    assert [name for kind, _, name in house.server.objects if kind == "configmaps"] == ["llama-gateway"]
+
+
+def older(house: House, deployment: InferenceDeployment) -> dict[str, Any]:
+    """Metadata of a revision's first ConfigMap, made an hour earlier than it was."""
+    metadata = house.server.find("configmaps", f"llama-{render.revision(deployment)}")["metadata"]
+    return {**metadata, "creationTimestamp": "2025-12-31T23:00:00Z"}
 
 
 async def test_a_forgotten_revision_is_not_invented(house: House) -> None:

@@ -76,6 +76,22 @@ async def test_a_new_resource_costs_one_request_for_each_object_and_few_for_its_
         assert len(told) <= 3
 
 
+async def test_what_was_never_understood_is_told_in_its_status_and_among_the_series(server: FakeKubernetes) -> None:
+    declared = resource().document()
+    server.put("inferencedeployments", {**declared, "spec": {**declared["spec"], "slos": []}})
+    told = 'capstan_condition{deployment="llama",namespace="default",status="False",type="ConfigurationValid"} 1.0'
+    async with running(server) as url:
+        await eventually(lambda: is_told(url, told))
+        await eventually(lambda: has_condition(server, "InvalidSpec"))
+        server.put("inferencedeployments", resource(scaling={"maxReplicas": 2}).document())
+        await eventually(lambda: is_told(url, told.replace("False", "True")))
+
+
+async def has_condition(server: FakeKubernetes, reason: str) -> bool:
+    status = server.find("inferencedeployments", "llama").get("status", {})
+    return reason in [condition["reason"] for condition in status.get("conditions", ())]
+
+
 async def test_it_writes_only_under_its_lease_and_gives_it_back_at_the_end(server: FakeKubernetes) -> None:
     server.put("inferencedeployments", resource().document())
     async with running(server):

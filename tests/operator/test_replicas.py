@@ -54,6 +54,21 @@ def steady(count: int, load: float, ready: int = 1, **fields: Any) -> list[tuple
     return [(situation(ready, **fields), sized(load))] * count
 
 
+@pytest.mark.parametrize(
+    ("seen", "wanted"),
+    [
+        ({"complete": False}, 0),
+        ({"complete": False, "held": 1}, 1),
+        ({"complete": False, "blind": ("llama-gateway-1",)}, 1),
+        ({"complete": True}, 1),
+    ],
+    ids=["one look without an answer", "another gateway holds one", "blind for long", "a request arrived"],
+)
+def test_one_look_at_one_of_several_gateways_that_went_wrong_wakes_nobody(seen: dict[str, Any], wanted: int) -> None:
+    asleep = deployment(scaling={"minReplicas": 0, "maxReplicas": 8}).spec.scaling
+    assert after([(situation(0, signals=seen), None)], wanted=0, scaling=asleep).memory.wanted == wanted
+
+
 def test_misses_bring_as_many_replicas_as_it_takes_at_once_and_say_why() -> None:
     assert after(steady(UP_S, 4.0)).memory.wanted == 1
     advice = after(steady(UP_S + 1, 4.0))

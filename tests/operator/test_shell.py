@@ -49,7 +49,7 @@ class NotedWorld:
     async def gateways(self) -> Sequence[GatewayFacts]:
         return [self.door] if self.door else []
 
-    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str], wanted: int) -> None:
         self._ask("prepare")
         self.kept.append(revisions)
 
@@ -247,7 +247,7 @@ async def test_few_enter_at_a_time_and_nobody_waits_once_inside() -> None:
     class Crowded(NotedWorld):
         entered = False
 
-        async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+        async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str], wanted: int) -> None:
             nonlocal entering, later, most_entering
             if self.entered:
                 # Inside for good: only when all three are there at the same time does any of them go on.
@@ -261,7 +261,7 @@ async def test_few_enter_at_a_time_and_nobody_waits_once_inside() -> None:
                 await asyncio.sleep(0.01)
                 entering -= 1
                 self.entered = True
-            await super().prepare(deployment, revisions)
+            await super().prepare(deployment, revisions, wanted)
 
     async with asyncio.timeout(20), asyncio.TaskGroup() as loops:
         for _ in range(3):
@@ -277,13 +277,13 @@ async def test_there_is_room_for_so_many_turns_at_a_time_and_all_get_theirs() ->
     turning, most_turning, turned = 0, 0, set[int]()
 
     class Busy(NotedWorld):
-        async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+        async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str], wanted: int) -> None:
             nonlocal turning, most_turning
             turning += 1
             most_turning = max(most_turning, turning)
             await asyncio.sleep(0)
             turning -= 1
-            await super().prepare(deployment, revisions)
+            await super().prepare(deployment, revisions, wanted)
 
     def on_turn(number: int) -> None:
         turned.add(number)

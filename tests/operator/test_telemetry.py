@@ -8,6 +8,7 @@ from prometheus_client import disable_created_metrics
 from prometheus_client.parser import text_string_to_metric_families
 from worlds import NOW, observation
 
+from capstan_api.manifest import InvalidResource
 from capstan_api.metrics import Operator, catalogue
 from capstan_api.status import InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment, load, parse
@@ -15,6 +16,7 @@ from capstan_operator.budgets import AcceleratorBudget
 from capstan_operator.decide import decide
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Allowance
+from capstan_operator.invalid import not_understood
 from capstan_operator.reconcile import Turn
 from capstan_operator.telemetry import Telemetry
 from capstan_operator.world.kubernetes.access import Verb
@@ -95,6 +97,17 @@ def test_what_a_turn_said_is_exposed() -> None:
     assert samples[of("capstan_startup_seconds", phase="Loading", quantile="0.9")] == 9
     assert samples[of("capstan_replica_hours_total")] == 1.25
     assert samples[of("capstan_accelerator_hours_total")] == 2.5
+
+
+def test_a_resource_that_was_never_understood_has_the_condition_that_an_alert_waits_for() -> None:
+    subject, told = telemetry(), of("capstan_condition", type="ConfigurationValid", status="False")
+    broken = {"metadata": {"name": KEY.name, "namespace": KEY.namespace}, "status": {"desiredReplicas": 2}}
+    subject.not_understood(KEY, not_understood(broken, InvalidResource("spec.slos: required"), NOW))
+    assert page(subject)[told] == 1
+    assert page(subject)[of("capstan_desired_replicas")] == 2
+    subject.turned(KEY, turn())
+    assert told not in page(subject), "the loop that has begun says what holds now"
+    assert of("capstan_batch_limit_bound", limit="max_sequences", bound="max") in page(subject)
 
 
 def test_only_the_newest_of_the_rare_decisions_is_told_with_its_sentence() -> None:

@@ -16,6 +16,8 @@ from capstan_operator.decide.values import Value
 
 _NUM_BUDGET_SLOTS = 12
 _NUM_STARTUPS = 32
+# Starts that are followed at the same time; more would only tell the same, and must fit the status.
+_MOST_FOLLOWED = 256
 _NUM_DECISIONS = 10
 
 
@@ -109,6 +111,8 @@ class Ledger(Value):
                     ended(before, replica.ready_at)
                 continue
             if replica.phase is not Phase.PENDING and replica.phase is not Phase.STARTING:
+                continue
+            if len(starting) == _MOST_FOLLOWED:
                 continue
             if before is None:
                 before = Stage(phase=StartupPhase.SCHEDULING, since=replica.created_at)

@@ -119,6 +119,8 @@ def advise(memory: ReplicasMemory, situation: Situation, sizing: Sizing | None, 
     if current == 0:
         if not signals.active:
             return _held(memory, 0, "Idle", "no request: scaled to zero")
+        if not (signals.complete or signals.blind or signals.queue):
+            return _held(memory, 0, "MetricsMissing", "a gateway was not read: 0 replicas kept for this turn")
         asked = max(1, sizing.needed if sizing is not None else 1)
         cause = f"{_requests(signals.held)} held" if signals.held >= 1 else "a request arrived"
         if high == 0:

@@ -74,10 +74,11 @@ class World(Protocol):
     async def gateways(self) -> Sequence[GatewayFacts]:
         """All gateways that exist, leaving ones included."""
 
-    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str], wanted: int) -> None:
         """Have what stands around the processes, as `deployment` says. Called in every turn before its actions.
 
-        Whatever was kept for a revision that is not among `revisions` and that no replica has may go.
+        Whatever was kept for a revision that is not among `revisions` and that no replica has may go. `wanted` is the
+        number of replicas that was decided.
         """
 
     async def start_replica(self, replica_id: str, revision: str, args: EngineArgs, cpu_millicores: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+import yaml
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
@@ -32,18 +33,22 @@ async def connect(kubeconfig: Path | None = None) -> ApiClient:
             configuration.refresh_api_key_hook = _rereading(path)  # type: ignore[assignment]  # declared as None
         else:
             kubernetes_config.load_incluster_config(configuration)
+        # Python 3.13 refuses certificate authorities without a key identifier, which many clusters have.
+        configuration.disable_strict_ssl_verification = True
+        return ApiClient(configuration)
     except (kubernetes_config.ConfigException, OSError) as error:
         where = f"{path} cannot be used" if path else "not in a cluster, and KUBECONFIG is not set"
         raise WorldError(f"no way to the API server: {where}: {error}") from None
-    # Python 3.13 refuses certificate authorities without a key identifier, which many clusters have.
-    configuration.disable_strict_ssl_verification = True
-    return ApiClient(configuration)
 
 
 async def _read(kubeconfig: Path, configuration: Configuration) -> None:
-    await kubernetes_config.load_kube_config(
-        config_file=str(kubeconfig), client_configuration=configuration, persist_config=False
-    )
+    """Raises `ConfigException`, whatever is wrong with the file: somebody may just be writing it."""
+    try:
+        await kubernetes_config.load_kube_config(
+            config_file=str(kubeconfig), client_configuration=configuration, persist_config=False
+        )
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise kubernetes_config.ConfigException(f"it is no kubeconfig: {' '.join(str(error).split())}") from None
 
 
 def _rereading(kubeconfig: Path) -> Callable[[Configuration], Awaitable[None]]:

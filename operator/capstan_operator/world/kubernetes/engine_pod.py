@@ -4,6 +4,7 @@ The surprising idea: a revision writes down the pod's spec beside the engine's a
 from the resource as it is now; an older one, wanted again by a rollback, is built as it was.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,10 +53,18 @@ def placed(args: EngineArgs) -> EngineArgs:
     )
 
 
+def config_name(identity: Identity, revision: str, fetch: FetchArgs | None) -> str:
+    """Of the revision's ConfigMap. It cannot be changed, so with another server to fetch from it is another one."""
+    name = identity.revision(revision)
+    if fetch is None or fetch.endpoint is None:
+        return name
+    return f"{name}-{hashlib.sha256(fetch.endpoint.model_dump_json().encode()).hexdigest()[:8]}"
+
+
 def revision_config(
     identity: Identity, revision: str, args: EngineArgs, pod_spec: Mapping[str, Any], fetch: FetchArgs | None
 ) -> dict[str, Any]:
-    """The immutable ConfigMap that every pod of the revision is started with."""
+    """The immutable ConfigMap that the pods of the revision are started with."""
     data = {
         ENGINE_JSON: placed(args).model_dump_json(indent=2),
         POD_JSON: json.dumps(pod_spec, sort_keys=True),
@@ -65,7 +74,7 @@ def revision_config(
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": identity.metadata(identity.revision(revision), Component.ENGINE, revision),
+        "metadata": identity.metadata(config_name(identity, revision, fetch), Component.ENGINE, revision),
         "data": data,
         "immutable": True,
     }
@@ -105,7 +114,7 @@ def pod_spec(
         "terminationGracePeriodSeconds": spec.disruption.drain_timeout_seconds + GRACE_BEYOND_DRAIN_S,
         "topologySpreadConstraints": [spread(identity, Component.ENGINE)],
         "volumes": volumes(
-            identity.revision(revision),
+            config_name(identity, revision, sources.fetch_args(spec.model.source, installation)),
             "1Gi",
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
             *([model] if model else []),

@@ -49,7 +49,7 @@ class Identity:
         return f"{self.name}-admin"
 
     def revision(self, revision: str) -> str:
-        """Name of the ConfigMap of one revision of the engines."""
+        """What the names of the ConfigMaps of one revision of the engines begin with."""
         return f"{self.name}-{revision}"
 
     @property

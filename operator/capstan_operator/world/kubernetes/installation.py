@@ -32,6 +32,8 @@ class Installation:
             "app.kubernetes.io/component": COMPONENT_OPERATOR,
         }
     )
+    pod_monitor_labels: Mapping[str, str] = field(default_factory=dict)
+    """Further labels of each PodMonitor: many a Prometheus selects monitors by labels of its own."""
     hugging_face: SourceEndpoint | None = None
     """Server of hf:// sources, the public one when absent; likewise for s3://."""
     s3: SourceEndpoint | None = None

@@ -7,10 +7,11 @@ from typing import Any
 
 from capstan_api import names
 from capstan_operator.world.kubernetes.identity import Component, Identity
+from capstan_operator.world.kubernetes.installation import Installation
 
 
-def disruption_budget(identity: Identity, num_serving: int) -> dict[str, Any]:
-    """One of `num_serving` replicas may be evicted at a time; a single one may always be.
+def disruption_budget(identity: Identity, num_kept: int) -> dict[str, Any]:
+    """One of `num_kept` replicas may be evicted at a time; a single one may always be.
 
     `minAvailable` and not `maxUnavailable`: the latter is counted by way of the owner's scale subresource, which has
     nothing to say in mode Auto.
@@ -20,7 +21,7 @@ def disruption_budget(identity: Identity, num_serving: int) -> dict[str, Any]:
         "kind": "PodDisruptionBudget",
         "metadata": identity.metadata(identity.name, Component.ENGINE),
         "spec": {
-            "minAvailable": max(num_serving - 1, 0),
+            "minAvailable": max(num_kept - 1, 0),
             "selector": {"matchLabels": identity.match(Component.ENGINE)},
             # A replica that is not ready serves nobody: its node need not wait for it.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
@@ -28,12 +29,13 @@ def disruption_budget(identity: Identity, num_serving: int) -> dict[str, Any]:
     }
 
 
-def pod_monitor(identity: Identity) -> dict[str, Any]:
+def pod_monitor(identity: Identity, installation: Installation) -> dict[str, Any]:
     """Engines and gateways, scraped by the Prometheus operator; labels say whose they are."""
+    metadata = identity.metadata(identity.name, Component.ENGINE)
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
-        "metadata": identity.metadata(identity.name, Component.ENGINE),
+        "metadata": {**metadata, "labels": {**installation.pod_monitor_labels, **metadata["labels"]}},
         "spec": {
             "selector": {"matchLabels": {names.LABEL_DEPLOYMENT: identity.name}},
             "podTargetLabels": [names.LABEL_DEPLOYMENT, names.LABEL_COMPONENT, names.LABEL_REVISION],

@@ -43,19 +43,21 @@ class Surroundings:
         self._kept_for: tuple[int, int, int] | None = None
         self._look_again_at = 0.0
 
-    async def keep(self, deployment: InferenceDeployment, pods: Sequence[Manifest]) -> None:
-        """Have them as `deployment` says for these engine pods. Raises `WorldError`."""
+    async def keep(self, deployment: InferenceDeployment, pods: Sequence[Manifest], wanted: int) -> None:
+        """Have them as `deployment` says for these engine pods, of which so many are `wanted`. Raises `WorldError`."""
         if any(phases.needs_configuration(pod) for pod in pods):
             self._children.doubt(SECRETS, self._identity.admin_secret, older_than_s=_DOUBT_S)
-        num_serving = sum(not self._cluster.store.is_leaving(pod) for pod in pods)
-        occasion = (deployment.metadata.generation, num_serving, self._children.doubts)
+        # A pod that is evicted counts until its successor is there: else each eviction would permit the next one. One
+        # that cannot be made does not: it would keep the others on their nodes for ever.
+        num_kept = min(wanted, len(pods))
+        occasion = (deployment.metadata.generation, num_kept, self._children.doubts)
         if occasion == self._kept_for and self._cluster.clock() < self._look_again_at:
             return
-        await take(self._steps(deployment, num_serving))
+        await take(self._steps(deployment, num_kept))
         self._kept_for = occasion
         self._look_again_at = self._cluster.clock() + self._children.look_again_s
 
-    def _steps(self, deployment: InferenceDeployment, num_serving: int) -> Iterable[Step]:
+    def _steps(self, deployment: InferenceDeployment, num_kept: int) -> Iterable[Step]:
         """Everything to be had or to be rid of, one step each."""
         identity, spec, installation = self._identity, deployment.spec, self._cluster.installation
         keep, remove = self._children.keep, self._children.remove
@@ -73,12 +75,12 @@ class Surroundings:
         yield partial(keep, NETWORK_POLICIES, policy)
         yield partial(keep, NETWORK_POLICIES, network.gateway_policy(identity, installation))
         for resource, switch, manifest in (
-            (DISRUPTION_BUDGETS, spec.disruption.budget, optional.disruption_budget(identity, num_serving)),
-            (POD_MONITORS, spec.observability.pod_monitor, optional.pod_monitor(identity)),
+            (DISRUPTION_BUDGETS, spec.disruption.budget, optional.disruption_budget(identity, num_kept)),
+            (POD_MONITORS, spec.observability.pod_monitor, optional.pod_monitor(identity, installation)),
             (INFERENCE_POOLS, spec.routing.inference_pool, optional.inference_pool(identity)),
         ):
             if switch is Switch.DISABLED:
                 yield partial(remove, resource, identity.name)
-            elif resource != DISRUPTION_BUDGETS or num_serving:
+            elif resource != DISRUPTION_BUDGETS or num_kept:
                 # A budget of nobody protects nobody: it is written when there is one, and left as it is at zero.
                 yield partial(keep, resource, manifest)

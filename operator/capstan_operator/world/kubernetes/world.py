@@ -78,14 +78,14 @@ class KubernetesWorld:
     async def gateways(self) -> Sequence[GatewayFacts]:
         return self._gateways.facts()
 
-    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str], wanted: int) -> None:
         """One object that cannot be had does not keep the others away: the failures are raised together at the end."""
         self._deployment = deployment
         pods = self._pods()
         keep = revisions | {pod["metadata"]["labels"].get(names.LABEL_REVISION) for pod in pods}
         await take(
             [
-                partial(self._patience, "surroundings", partial(self._surroundings.keep, deployment, pods)),
+                partial(self._patience, "surroundings", partial(self._surroundings.keep, deployment, pods, wanted)),
                 partial(self._gateways.keep, deployment),
                 partial(self._bury, pods),
                 partial(self._patience, "revisions", partial(self._revisions.sweep, keep)),
@@ -93,7 +93,7 @@ class KubernetesWorld:
         )
 
     async def start_replica(self, replica_id: str, revision: str, args: EngineArgs, cpu_millicores: int) -> None:
-        await self._patience("start", partial(self._start, replica_id, revision, args, cpu_millicores))
+        await self._patience(replica_id, partial(self._start, replica_id, revision, args, cpu_millicores))
 
     async def drain_replica(self, replica_id: str, timeout_s: float) -> None:
         await self._end(replica_id, int(timeout_s) + GRACE_BEYOND_DRAIN_S)
@@ -143,15 +143,23 @@ class KubernetesWorld:
             raise Gone(f"InferenceDeployment {self.identity.name} was deleted") from None
 
     async def _start(self, replica_id: str, revision: str, args: EngineArgs, cpu_millicores: int) -> None:
+        # What is refused to one replica is refused to all; that its name is taken concerns no other.
+        make = partial(self._make, replica_id, revision, args, cpu_millicores)
+        pod = await self._patience("start", make) or await self._api.get(PODS, self.identity.namespace, replica_id)
+        if not self.identity.owns(pod):
+            raise NameTaken(taken("Pod", pod))
+        self._store.believe_created(PODS, pod)
+        if not any(known["metadata"]["name"] == replica_id for known in self._pods()):
+            labels = ", ".join(f"{key}={value}" for key, value in self.identity.match(Component.ENGINE).items())
+            raise NameTaken(f"Pod {replica_id} is in the way without its labels, {labels}; put them back or delete it")
+
+    async def _make(self, replica_id: str, revision: str, args: EngineArgs, cpu_millicores: int) -> Manifest | None:
+        """The new pod; None when the name is taken."""
         spec = await self._pod_spec(revision, args, cpu_millicores)
-        manifest = engine_pod.pod(self.identity, replica_id, revision, spec)
         try:
-            self._store.believe_created(PODS, await self._api.create(PODS, manifest))
+            return await self._api.create(PODS, engine_pod.pod(self.identity, replica_id, revision, spec))
         except ApiConflict:
-            live = await self._api.get(PODS, self.identity.namespace, replica_id)
-            if not self.identity.owns(live):
-                raise NameTaken(taken("Pod", live)) from None
-            self._store.believe_created(PODS, live)
+            return None
 
     async def _bury(self, pods: Iterable[Manifest]) -> None:
         """Delete pods that will never run again: their ids are wanted, and their message was seen."""

@@ -113,7 +113,7 @@ class ProcessesWorld:
     def endpoint(self) -> str | None:
         return f"http://127.0.0.1:{self._gateway_port}" if self._gateway is not None else None
 
-    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str]) -> None:
+    async def prepare(self, deployment: InferenceDeployment, revisions: frozenset[str], wanted: int) -> None:
         """Nothing stands around processes."""
 
     async def start_replica(self, replica_id: str, revision: str, args: EngineArgs, cpu_millicores: int) -> None:
