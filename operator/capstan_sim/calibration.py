@@ -14,7 +14,7 @@ from statistics import median
 from typing import Final
 
 from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.observation import StepSample
+from capstan_operator.decide.steps import StepSample
 from capstan_sim.errors import SimulationError
 from capstan_sim.step_time import PROFILES, StepModel
 

@@ -18,16 +18,9 @@ from capstan_api.metrics import Gateway as Series
 from capstan_api.replicas import ReplicaEntry
 from capstan_api.v1alpha1 import InferenceDeployment, parse
 from capstan_operator.decide import Memory, Observation, decide, render
-from capstan_operator.decide.observation import (
-    ClassCounters,
-    EngineMetrics,
-    Gateway,
-    GatewayMetrics,
-    Histogram,
-    Phase,
-    Replica,
-    StepSample,
-)
+from capstan_operator.decide.counters import ClassCounters, Histogram
+from capstan_operator.decide.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
+from capstan_operator.decide.steps import StepSample
 
 START = 1_800_000_000.0
 WARM_UP_TURNS = 60
@@ -150,7 +143,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     of, memory = deployment(arguments.replicas), Memory()
-    profile, milliseconds = cProfile.Profile(), []
+    profile, milliseconds = cProfile.Profile(time.thread_time), []
     for turn in range(WARM_UP_TURNS + arguments.turns):
         observation = observed(of, memory, turn + 1, arguments.replicas, arguments.steps)
         if arguments.profile and turn >= WARM_UP_TURNS:

@@ -24,8 +24,8 @@ from capstan_operator.decide import render
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Told, model_key
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import StepSample
 from capstan_operator.decide.signals import Lengths
+from capstan_operator.decide.steps import StepSample
 from cluster import campaign
 from cluster.campaign import resource
 from cluster.cluster import Cluster, CommandFailed

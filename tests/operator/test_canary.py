@@ -14,8 +14,8 @@ from capstan_operator.decide import Memory
 from capstan_operator.decide.canary import CanaryMemory
 from capstan_operator.decide.limits_memory import LimitsMemory
 from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.tracks import Track
 from capstan_operator.decide.trials import Fleet, Outcome, Verdict
-from capstan_operator.decide.window import Track
 
 WEB = deployment(scaling={"maxReplicas": 8})
 OLD = BatchLimits(max_sequences=32, max_batched_tokens=512)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from capstan_operator.decide.bank import Bank, Slot
 from capstan_operator.decide.curve import Array, curve, sizes
 from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.observation import StepSample
 from capstan_operator.decide.shape import Shape
 from capstan_operator.decide.sizing import Feedback, Sizing, margin, size
+from capstan_operator.decide.steps import StepSample
 
 FLEETS = sizes(24)
 

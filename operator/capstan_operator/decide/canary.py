@@ -17,9 +17,9 @@ from typing import Final
 
 from capstan_api.limits import BatchLimits
 from capstan_operator.decide.observation import Phase, Replica
+from capstan_operator.decide.tracks import Track
 from capstan_operator.decide.trials import Fleet, Look, Outcome, Refusal, Tally, Trial, Verdict
 from capstan_operator.decide.values import Value
-from capstan_operator.decide.window import Track
 
 _MARK_S: Final = 20.0
 """Between two looks that are kept to compare with; a replica without one can be no canary."""

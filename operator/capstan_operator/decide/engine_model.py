@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from capstan_operator.decide.curve import Array
-from capstan_operator.decide.observation import StepSample
+from capstan_operator.decide.steps import StepSample
 from capstan_operator.decide.values import Value
 
 MEMORY_S = 180.0
@@ -29,9 +29,10 @@ _RIDGE = 1e-4
 _ERROR_SHARE = 0.02
 _FIRST_BATCH: Final = 32
 _BATCH: Final = 128
-# Of anything in one step: values beyond are damage or malice.
-_LARGEST_COUNT: Final = 1e9
 _NUM_FEATURES = 5
+# Seconds, and the counts of a step: what is not between the two is damage or malice.
+_LEAST: Final[Array] = np.array([1e-6, 0, 0, 0, 0])
+_TOO_MUCH: Final[Array] = np.array([600, 1e9, 1e9, 1e9, 1e9])
 _ZEROS = (0.0,) * _NUM_FEATURES
 
 
@@ -71,9 +72,7 @@ class EngineModel(Value):
         """The model after these samples, or rows [N, 7] of such; unbelievable ones are left out."""
         # The number of a step and its time say nothing of its cost.
         steps = np.asarray(samples, dtype=np.float64).reshape(-1, 2 + _NUM_FEATURES)[:, 2:]
-        counts = steps[:, 1:]
-        sane = (steps >= 0).all(1) & (counts < _LARGEST_COUNT).all(1)
-        sane &= (steps[:, 0] > 1e-6) & (steps[:, 0] < 600) & (counts[:, 0] + counts[:, 1] > 0)
+        sane = ((steps >= _LEAST) & (steps < _TOO_MUCH)).all(1) & (steps[:, 1] + steps[:, 2] > 0)
         model = self
         while len(steps):
             # How far a model is off can only be told of one that predicts: the sooner, the better.
@@ -88,16 +87,17 @@ class EngineModel(Value):
 
         `steps` is [N, 5]: seconds, then what was computed in them.
         """
-        seconds, features = steps[:, 0].copy(), np.concatenate([np.ones((len(steps), 1)), steps[:, 1:]], axis=1)
+        seconds, features = steps[:, 0].copy(), steps.copy()
+        features[:, 0] = 1.0
         is_usable = self.is_usable
         predicted = features @ self.coefficients if is_usable else seconds
         scale = np.maximum(np.maximum(predicted, seconds / 10), 1e-5)
         off = np.abs(seconds - predicted) / scale
         trusted = _HUBER_ERRORS * max(self.error, _SMALLEST_ERROR)
-        later_s = seconds.sum() - np.cumsum(seconds)
-        kept = np.exp(-later_s / MEMORY_S)
+        total_s = seconds.sum()
+        kept = np.exp((np.cumsum(seconds) - total_s) / MEMORY_S)
         weight = np.minimum(1.0, trusted / np.maximum(off, 1e-12)) / scale**2 * kept
-        all_kept = float(np.exp(-seconds.sum() / MEMORY_S))
+        all_kept = float(np.exp(-total_s / MEMORY_S))
         gram = (all_kept * np.array(self.gram) + (features * weight[:, None]).T @ features).tolist()
         moment = (all_kept * np.array(self.moment) + features.T @ (weight * seconds)).tolist()
         error = self.error

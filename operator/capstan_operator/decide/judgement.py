@@ -4,21 +4,21 @@ A source is dropped as a whole, because half of one would look like a fall in lo
 """
 
 from collections.abc import Mapping
+from itertools import compress
 from typing import Final
 
-from capstan_operator.decide.observation import (
-    ClassCounters,
-    EngineMetrics,
-    GatewayMetrics,
-    Observation,
-    Phase,
-    believable,
-)
+import numpy as np
+
+from capstan_operator.decide.counters import ClassCounters, believable
+from capstan_operator.decide.observation import EngineMetrics, GatewayMetrics, Observation, Phase
+from capstan_operator.decide.steps import are_believable, rows
 
 # Of requests or tokens through one gateway: text for more would not fit any network.
 _LARGEST_RATE: Final = 1e8
 # Samples and counters of an engine are asked for at the same time, and it goes on meanwhile.
 _STEPS_AHEAD: Final = 10_000
+# Of a KV cache, with what rounding may add.
+_FULL: Final = 1.001
 
 
 class Judge:
@@ -27,8 +27,8 @@ class Judge:
     def __init__(self, observation: Observation, now: float, max_age_s: float) -> None:
         self.faults: list[str] = []
         self._observation = observation
-        self._now = now
-        self._max_age_s = max_age_s
+        self._oldest, self._newest = now - max_age_s, now + max_age_s
+        self._too_old = f"metrics are not from the last {max_age_s:g} s"
 
     def gateways(self, classes: set[str]) -> dict[str, GatewayMetrics]:
         """Metrics of the gateways that are believed, by id, with exactly these classes and replicas that exist."""
@@ -37,7 +37,8 @@ class Judge:
         return {key: metrics for key, metrics in judged.items() if metrics is not None}
 
     def _gateway(self, key: str, metrics: GatewayMetrics, classes: set[str]) -> GatewayMetrics | None:
-        if not self._is_fresh(key, metrics.at):
+        if not self._oldest <= metrics.at <= self._newest:
+            self._refused(f"{key}: {self._too_old}")
             return None
         for name in sorted(metrics.classes.keys() & classes):
             if not metrics.classes[name].is_believable:
@@ -53,25 +54,21 @@ class Judge:
         )
 
     def engines(self) -> dict[str, EngineMetrics]:
-        """Metrics of the serving replicas that are believed, by id."""
-        engines = {}
-        for replica in self._observation.with_phase(Phase.READY, Phase.DRAINING):
-            metrics = replica.metrics
-            if metrics is None:
-                continue
-            if not believable(*metrics.numbers) or metrics.kv_usage > 1.001:
-                self._refused(f"{replica.id}: metrics are not believable")
-            elif self._is_fresh(replica.id, metrics.at):
-                engines[replica.id] = self._with_steps(replica.id, metrics)
+        """Metrics of the serving replicas that are believed, by id; steps that cannot be are left out."""
+        serving = self._observation.with_phase(Phase.READY, Phase.DRAINING)
+        told = {replica.id: replica.metrics for replica in serving if replica.metrics is not None}
+        engines, unreal = {}, _with_unreal_steps(told)
+        for key, metrics in told.items():
+            if not believable(*metrics.numbers) or metrics.kv_usage > _FULL:
+                self._refused(f"{key}: metrics are not believable")
+            elif not self._oldest <= metrics.at <= self._newest:
+                self._refused(f"{key}: {self._too_old}")
+            elif key in unreal:
+                self._refused(f"{key}: its steps are not believable")
+                engines[key] = metrics.changed(samples=())
+            else:
+                engines[key] = metrics
         return engines
-
-    def _with_steps(self, key: str, metrics: EngineMetrics) -> EngineMetrics:
-        """The metrics without samples that cannot be: an engine's last one has the number of its last step."""
-        last = metrics.samples[-1] if metrics.samples else None
-        if last is None or (last.is_believable and last.number <= metrics.steps + _STEPS_AHEAD):
-            return metrics
-        self._refused(f"{key}: its steps are not believable")
-        return metrics.changed(samples=())
 
     def deltas(
         self, gateways: Mapping[str, GatewayMetrics], before: Mapping[str, GatewayMetrics]
@@ -96,11 +93,14 @@ class Judge:
                 deltas[name] = deltas.get(name, ClassCounters()).plus(difference or ClassCounters())
         return deltas
 
-    def _is_fresh(self, source: str, at: float) -> bool:
-        if self._now - self._max_age_s <= at <= self._now + self._max_age_s:
-            return True
-        self._refused(f"{source}: metrics are not from the last {self._max_age_s:g} s")
-        return False
-
     def _refused(self, fault: str) -> None:
         self.faults.append(fault)
+
+
+def _with_unreal_steps(told: Mapping[str, EngineMetrics]) -> set[str]:
+    """Those whose steps cannot be: an engine's last one has the number of its last step."""
+    stepped = {key: metrics for key, metrics in told.items() if metrics.samples}
+    last = rows(metrics.samples[-1] for metrics in stepped.values())
+    num_steps = np.array([metrics.steps for metrics in stepped.values()])
+    real = are_believable(last) & (last[:, 0] <= num_steps + _STEPS_AHEAD)
+    return set(compress(stepped, (~real).tolist()))

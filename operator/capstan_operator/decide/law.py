@@ -12,7 +12,7 @@ from pathlib import Path
 from capstan_api.scaling import Mode
 from capstan_api.spec import InferenceDeploymentSpec
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide import render, replicas, rollout, signals, status
+from capstan_operator.decide import render, replicas, rollout, status
 from capstan_operator.decide.bank import Bank
 from capstan_operator.decide.carry_out import actions
 from capstan_operator.decide.decision import Decision, Prediction
@@ -24,6 +24,7 @@ from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.observation import Observation, Phase, Replica
 from capstan_operator.decide.outlook import Outlook
 from capstan_operator.decide.progress import RolloutMemory
+from capstan_operator.decide.reading import Objectives, Reading, read
 from capstan_operator.decide.sizing import Sizing
 from capstan_operator.decide.speaker import Speaker
 
@@ -156,8 +157,8 @@ def _predictions(
     return tuple(predictions)
 
 
-def _read(deployment: InferenceDeployment, observation: Observation, memory: Memory, now: float) -> signals.Reading:
-    return signals.read(
+def _read(deployment: InferenceDeployment, observation: Observation, memory: Memory, now: float) -> Reading:
+    return read(
         observation,
         memory.window,
         memory.lengths,
@@ -213,9 +214,9 @@ def _in_shadow(deployment: InferenceDeployment, memory: Memory, advice: replicas
 
 
 @lifelong
-def _objectives(spec: InferenceDeploymentSpec) -> tuple[signals.Objectives, ...]:
+def _objectives(spec: InferenceDeploymentSpec) -> tuple[Objectives, ...]:
     return tuple(
-        signals.Objectives(
+        Objectives(
             name=slo.name,
             ttft_share=slo.ttft.percentile / 100 if slo.ttft else 0.95,
             tpot_share=slo.tpot.percentile / 100 if slo.tpot else 0.95,

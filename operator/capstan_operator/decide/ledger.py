@@ -11,7 +11,8 @@ from pydantic import Field
 from capstan_api.spec import Slo, Variant
 from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus
-from capstan_operator.decide.observation import ClassCounters, Phase, Replica
+from capstan_operator.decide.counters import ClassCounters
+from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.decide.values import Value
 
 _NUM_BUDGET_SLOTS = 12
@@ -79,7 +80,8 @@ class Ledger(Value):
         # A replica that was there before ran all the time, also while nobody looked.
         running = [r for r in replicas if r.phase is not Phase.FAILED and r.phase is not Phase.PENDING]
         begun = last if self.since is not None else now
-        hours = sum([max(0.0, now - max(begun, r.created_at)) for r in running]) / 3600
+        whole_s = max(0.0, now - begun)
+        hours = sum([whole_s if r.created_at <= begun else max(0.0, now - r.created_at) for r in running]) / 3600
         accelerator = variant.resources.accelerator
         starting, stages_s = self._staged(replicas)
         return self.changed(
@@ -103,7 +105,7 @@ class Ledger(Value):
             stages_s[stage.phase] = (*stages_s.get(stage.phase, ()), seconds)[-_NUM_STARTUPS:]
 
         for replica in replicas:
-            if replica.restarts:
+            if replica.restarts or (replica.phase is Phase.READY and replica.id not in self.starting):
                 continue
             before, report = self.starting.get(replica.id), replica.startup
             if replica.phase is Phase.READY:

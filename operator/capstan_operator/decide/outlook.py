@@ -15,6 +15,7 @@ from capstan_api.scaling import LimitsMode, Mode
 from capstan_api.spec import InferenceDeploymentSpec, Slo
 from capstan_operator.decide import batch_limits, capacity, sizing
 from capstan_operator.decide.bank import Arrived, Bank, Class, Engine
+from capstan_operator.decide.counters import ClassCounters
 from capstan_operator.decide.curve import Array, sizes
 from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.ledger import Ledger
@@ -23,11 +24,11 @@ from capstan_operator.decide.limits_memory import LimitsMemory, burst_budget
 from capstan_operator.decide.limits_situation import TPOT_SHARE, Target
 from capstan_operator.decide.limits_situation import Situation as LimitsSituation
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import ClassCounters, Observation, Phase, Replica
+from capstan_operator.decide.observation import Observation, Phase, Replica
+from capstan_operator.decide.reading import Reading
 from capstan_operator.decide.replicas import Situation
 from capstan_operator.decide.season import Season
 from capstan_operator.decide.shape import Shape
-from capstan_operator.decide.signals import Reading
 from capstan_operator.decide.sizing import Feedback, Sizing
 from capstan_operator.decide.trials import Fleet
 

@@ -54,7 +54,7 @@ def plan(
     ready = [r for r in live if r.phase is Phase.READY]
 
     room = wanted - len(new) if not old else min(wanted - len(new), wanted + max_surge - len(live))
-    start = _free_ids(name, revision, {r.id for r in replicas}, max(0, room))
+    start = _free_ids(name, revision, {r.id for r in replicas}, room) if room > 0 else ()
 
     # Old replicas that serve nobody protect nothing; those that serve go as fast as availability allows.
     spare = len(ready) - (wanted - max_unavailable if old else wanted)

@@ -4,7 +4,6 @@ Knows no writer: whether a status is new enough to be written is the shell's que
 changes only with its status, so that a world at rest gives the same status again.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -32,6 +31,7 @@ from capstan_operator.decide.demand import Demand
 from capstan_operator.decide.ledger import Ledger, Transition, quantile
 from capstan_operator.decide.limits_memory import LimitsMemory
 from capstan_operator.decide.memory import Memory
+from capstan_operator.decide.obedience import obedient
 from capstan_operator.decide.observation import Observation, Phase, Replica
 from capstan_operator.decide.rollout import Plan
 from capstan_operator.decide.signals import Signals
@@ -57,8 +57,7 @@ def report(
 ) -> tuple[Memory, InferenceDeploymentStatus]:
     """The status, and the memory with the conditions' transitions noted."""
     spec, ledger = deployment.spec, memory.ledger
-    phases = Counter([r.phase for r in observation.replicas])
-    ready, wanted = phases[Phase.READY], memory.replicas.wanted or 0
+    ready, wanted = len(observation.with_phase(Phase.READY)), memory.replicas.wanted or 0
     results = [_slo_status(slo, signals, ledger) for slo in spec.slos]
     strays = _strays(observation, memory.limits)
     effective = _effective(observation, memory, strays, spec.scaling.mode)
@@ -75,9 +74,9 @@ def report(
         observed_generation=newest,
         replicas=len(observation.replicas),
         ready_replicas=ready,
-        pending_replicas=phases[Phase.PENDING],
-        starting_replicas=phases[Phase.STARTING] + phases[Phase.FAILED],
-        draining_replicas=phases[Phase.DRAINING],
+        pending_replicas=len(observation.with_phase(Phase.PENDING)),
+        starting_replicas=len(observation.with_phase(Phase.STARTING, Phase.FAILED)),
+        draining_replicas=len(observation.with_phase(Phase.DRAINING)),
         desired_replicas=wanted,
         selector=f"{names.LABEL_DEPLOYMENT}={deployment.metadata.name},{names.LABEL_COMPONENT}=engine",
         revision=memory.revision,
@@ -137,8 +136,9 @@ def _slo_status(slo: Slo, signals: Signals, ledger: Ledger) -> SloStatus:
 
 def _strays(observation: Observation, decided: LimitsMemory) -> list[str]:
     """Ready replicas that have told of other limits than were decided."""
-    ready = observation.with_phase(Phase.READY)
-    return [r.id for r in ready if (s := r.limits) is not None and not decided.allows(r.id, s.limits, s.envelope)]
+    settled = obedient(observation, decided)
+    others = [(r.id, r.limits) for r in observation.with_phase(Phase.READY) if r.id not in settled]
+    return [key for key, told in others if told is not None and not decided.allows(key, told.limits, told.envelope)]
 
 
 def _effective(

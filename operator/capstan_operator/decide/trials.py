@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from capstan_api.limits import BatchLimits
 from capstan_operator.decide.observation import Phase, Replica
+from capstan_operator.decide.tracks import Track
 from capstan_operator.decide.values import Value
-from capstan_operator.decide.window import Track
 
 
 class Tally(NamedTuple):

@@ -4,26 +4,19 @@ Holds differences of counters only; judging them is `judgement`'s work and readi
 a handful of slots however often it is looked at, and one track for each replica.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 from pydantic import Field
 
+from capstan_operator.decide.counters import ClassCounters
 from capstan_operator.decide.curve import Array
-from capstan_operator.decide.observation import (
-    ClassCounters,
-    EngineMetrics,
-    GatewayMetrics,
-    Replica,
-    StepSample,
-)
+from capstan_operator.decide.observation import GatewayMetrics
+from capstan_operator.decide.tracks import Track
 from capstan_operator.decide.values import Value
 
 _NUM_SLOTS = 8
-_HITS_HALF_LIFE_S = 60.0
-_NOTHING = (0.0, 0.0, 0.0, 0.0)
 
 
 class Work(Value):
@@ -109,87 +102,6 @@ class Slot(Value):
         classes = {name: none.plus(*(slot.classes[name] for slot in slots if name in slot.classes)) for name in names}
         progress = self.progress.plus(*(slot.progress for slot in later))
         return Slot.made(start=self.start, end=slots[-1].end, classes=classes, progress=progress)
-
-
-class Track(NamedTuple):
-    """The last believable counters of one replica."""
-
-    created_at: float
-    restarts: int
-    at: float
-    heartbeat: float
-    advanced_at: float
-    """When the heartbeat was last seen to move."""
-    last_step: int = 0
-    busy_seconds: float = 0
-    prefix_queries: float = 0
-    prefix_hits: float = 0
-    recent_hits: float = 0
-    """Prompt tokens found in the prefix cache, forgotten by half every `_HITS_HALF_LIFE_S`."""
-    slo_total: float = 0
-    slo_good: float = 0
-    ttft_good: float = 0
-    tpot_good: float = 0
-
-    def is_of(self, replica: Replica) -> bool:
-        """Whether it is the same process: another one under the same id counts from zero."""
-        return self.created_at == replica.created_at and self.restarts == replica.restarts
-
-    @classmethod
-    def after(cls, replica: Replica, metrics: EngineMetrics, before: "Track | None") -> "Track":
-        """The track after one more look; `before` is that of the same process, if there was one."""
-        at, samples = metrics.at, metrics.samples
-        advanced_at, last_step, recent_hits = at, 0, 0.0
-        if before is not None:
-            last_step = before.last_step
-            if metrics.heartbeat == before.heartbeat:
-                advanced_at = before.advanced_at
-            if at >= before.at:
-                kept = 0.5 ** ((at - before.at) / _HITS_HALF_LIFE_S)
-                recent_hits = before.recent_hits * kept + max(0.0, metrics.prefix_hits - before.prefix_hits)
-        if samples:
-            last_step = max(last_step, samples[-1].number)
-        return cls(
-            replica.created_at,
-            replica.restarts,
-            at,
-            metrics.heartbeat,
-            advanced_at,
-            last_step,
-            metrics.busy_seconds,
-            metrics.prefix_queries,
-            metrics.prefix_hits,
-            recent_hits,
-            metrics.slo_total,
-            metrics.slo_good,
-            metrics.ttft_good,
-            metrics.tpot_good,
-        )
-
-    def since(self, before: "Track | None") -> tuple[float, float, float, float]:
-        """Seconds, busy ones, prefix queries and hits; nothing when any of them ran backwards."""
-        if before is None:
-            return _NOTHING
-        passed = (
-            self.at - before.at,
-            self.busy_seconds - before.busy_seconds,
-            self.prefix_queries - before.prefix_queries,
-            self.prefix_hits - before.prefix_hits,
-        )
-        return passed if min(passed) >= 0 else _NOTHING
-
-
-def unseen(samples: Sequence[StepSample], before: Track | None, most: int) -> tuple[Sequence[StepSample], float]:
-    """An even choice of the steps that are newer than the track, at most so many and oldest first, with how many
-    steps each of them stands for. What is not believable is left out.
-    """
-    last_step = before.last_step if before is not None else 0
-    if samples and samples[0].number <= last_step:
-        # An engine tells its steps in their order.
-        samples = samples[bisect_right(samples, last_step, key=attrgetter("number")) :]
-    every = -(-len(samples) // most) or 1
-    chosen = [sample for sample in samples[::-every] if sample.is_believable][::-1]
-    return chosen, len(samples) / len(chosen) if chosen else 1.0
 
 
 class Window(Value):
