@@ -106,16 +106,29 @@ async def test_clients_do_not_notice_that_the_api_server_is_away(
     assert {pod["metadata"]["uid"] for pod in deployed.pods()} == before
 
 
-async def test_shadow_only_recommends_and_zero_wakes_for_a_held_request(deployed: Deployed, progress: Progress) -> None:
+async def test_shadow_only_recommends_and_zero_wakes_for_a_held_request(
+    deployed: Deployed, installation: Installation, progress: Progress
+) -> None:
     deployed.patch(scaling={"mode": "Shadow", "minReplicas": 2})
     await _until(deployed, lambda status: status.get("recommendation", {}).get("toValue") == "2", "recommended")
     assert len(deployed.pods()) == 1
 
-    deployed.patch(scaling={"mode": "Auto", "minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 5}})
+    deployed.patch(
+        scaling={"mode": "Auto", "minReplicas": 0, "idle": {"scaleToZeroAfterSeconds": 5}},
+        # As long as everything here may take.
+        routing={"hold": {"timeoutSeconds": 240}},
+    )
     await _until(deployed, lambda _: deployed.pods() == [], "at zero")
     began = time.monotonic()
     async with openai.AsyncOpenAI(base_url=f"{deployed.url()}/v1", api_key="none", max_retries=0) as client:
-        answer = await client.completions.create(model="capstan-tiny", prompt="Once upon a time", max_tokens=8)
+        try:
+            answer = await client.completions.create(model="capstan-tiny", prompt="Once upon a time", max_tokens=8)
+        except openai.APIStatusError as error:
+            after_s = time.monotonic() - began
+            raise AssertionError(
+                f"{error.status_code} after {after_s:.1f} s: {error.body}\n{deployed.kubectl('get', 'pods')}\n"
+                f"{installation.log()}"
+            ) from None
     assert answer.choices[0].text
     progress(f"from zero: answered after {time.monotonic() - began:.1f} s")
 
