@@ -6,7 +6,7 @@
 Random weights are made on the GPU and written once (16 GB), so that start-up is measured too. Everything runs on the
 device that the engine chooses: `CUDA_VISIBLE_DEVICES=` hides a GPU, and the rows go to build/bench/cpu.json then. A
 ratio above 1 means that ours is better than the peer; against a ceiling it is the share that is reached. The peer is
-given the same requests.
+given the same requests, and a bounded time for them.
 """
 
 import argparse
@@ -14,18 +14,20 @@ import gc
 import platform
 import random
 import statistics
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 import transformers
 from checkpoints import SHAPES, checkpoint
 from idle import activity, busy_share
-from ours import Ours
+from ours import Course, Ours
 from peers_continuous import NAME, ContinuousBatching
-from results import BUILD, comparison, keep
+from results import BUILD, Case, Row, comparison, measure
 from roofline import Ceilings, ceilings, seconds
 from torch.autograd import DeviceType
 
@@ -40,6 +42,9 @@ ROUNDS: Final = 3
 
 BATCHED_TOKENS: Final = 2048
 """Of one step, for both."""
+PEER_S: Final = 240.0
+"""For the peer's run: then it counts what it has. With scaled_dot_product_attention it reads every request's keys for
+every request."""
 
 
 @dataclass(frozen=True)
@@ -67,37 +72,72 @@ SMALL: Final = Sizes(
 )
 
 
-def rows(model_dir: Path, sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """One comparison after the other."""
+def cases(model_dir: Path, sizes: Sizes) -> Iterator[Case]:
+    """One after the other: the next is asked for when the one before is done with."""
     spec, kind = read_spec(model_dir), device.kind()
     limit = ceilings(seconds, matrix=sizes.matrix, copied_bytes=sizes.copied_bytes, dtype=torch.bfloat16, device=kind)
     num, low, high = sizes.mix
-    prompts, lengths = mixed(spec, sizes)
-    most_tokens = sum(map(len, prompts)) + sum(lengths)
+    mix = Mix(f"{num} sequences of {low} to {high} tokens in and out", *mixed(spec, sizes))
     ours = Ours(
         model_dir,
         sequences=max(num, sizes.crowd),
         batched_tokens=BATCHED_TOKENS,
         longest=max(2 * high, sizes.prompts[1] + 1, sizes.prompt + 1),
-        kv_tokens=max(most_tokens, sizes.prompts[0] * (sizes.prompts[1] + 1)),
+        kv_tokens=max(mix.num_tokens, sizes.prompts[0] * (sizes.prompts[1] + 1)),
     )
     for phase, taken in ours.startup_s.items():
         print(f"start-up, {phase}: {taken:.1f} s", flush=True)
-    yield decoding_alone(ours, spec, sizes, limit)
-    yield from reading(ours, spec, sizes, limit)
+    yield Case("decoding alone", partial(decoding_alone, ours, spec, sizes, limit))
+    yield Case("reading prompts", partial(reading, ours, spec, sizes, limit))
     if kind == "cuda":
-        yield computing(ours, spec, sizes, DeviceType.CUDA)
-    courses = ours.run(prompts, lengths)
-    rate = sum(lengths) / max(course.last_s for course in courses)
+        yield Case("at work while many decode", partial(computing, ours, spec, sizes, DeviceType.CUDA))
+    yield Case(mix.name, partial(mix.by_ours, ours, spec, limit))
     # The peer needs the memory.
     del ours
-    gc.collect()
-    torch.cuda.empty_cache()
-    theirs = ContinuousBatching(model_dir, kind, BATCHED_TOKENS).run(prompts, lengths)
-    peer_rate = sum(lengths) / theirs.seconds
-    case = f"{num} sequences of {low} to {high} tokens in and out"
-    same = statistics.mean(course.tokens[0] == its[0] for course, its in zip(courses, theirs.tokens, strict=True))
-    yield comparison(case, rate, "tok/s", NAME, peer_rate, rate / peer_rate) | {"same": round(same, 2)}
+    yield Case(f"{mix.name}, {NAME}", partial(mix.by_transformers, model_dir, kind))
+
+
+@dataclass
+class Mix:
+    """Requests of all lengths at once, and what became of ours."""
+
+    name: str
+    prompts: list[list[int]]
+    lengths: list[int]
+    """Tokens that each is continued with."""
+    courses: list[Course] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.prompts)) + sum(self.lengths)
+
+    @property
+    def rate(self) -> float:
+        """Output tokens per second of ours."""
+        return sum(self.lengths) / max(course.last_s for course in self.courses)
+
+    def by_ours(self, ours: Ours, spec: ModelSpec, limit: Ceilings) -> Iterator[Row]:
+        """Against what all of it takes at least.
+
+        That is the prompts' products, one reading of the weights for each step of the longest output, and one of its
+        context for each token.
+        """
+        self.courses = ours.run(self.prompts, self.lengths)
+        flops = sum(prompt_flops(spec, len(prompt)) for prompt in self.prompts)
+        keys = sum(num * (len(prompt) + num / 2) for prompt, num in zip(self.prompts, self.lengths, strict=True))
+        read = 2 * num_weights(spec, with_head=True) * max(self.lengths) + keys * ours.figures.kv_token
+        most = sum(self.lengths) / (flops / limit.flops_per_s + read / limit.bytes_per_s)
+        yield comparison(self.name, self.rate, "tok/s", "matmul and copy", most, self.rate / most)
+
+    def by_transformers(self, model_dir: Path, kind: str) -> Iterator[Row]:
+        assert self.courses, "ours ended nothing that the peer could be compared with"
+        gc.collect()
+        torch.cuda.empty_cache()
+        theirs = ContinuousBatching(model_dir, kind, BATCHED_TOKENS).run(self.prompts, self.lengths, PEER_S)
+        pairs = [(ours.tokens[0], its[0]) for ours, its in zip(self.courses, theirs.tokens, strict=True) if its]
+        same = statistics.mean(ours == its for ours, its in pairs)
+        row = comparison(self.name, self.rate, "tok/s", NAME, theirs.rate, self.rate / theirs.rate)
+        yield row | {"same": round(same, 2)}
 
 
 def mixed(spec: ModelSpec, sizes: Sizes) -> tuple[list[list[int]], list[int]]:
@@ -113,19 +153,19 @@ def random_tokens(spec: ModelSpec, length: int, seed: int) -> list[int]:
     return [draw.randrange(3, spec.vocab_size) for _ in range(length)]
 
 
-def decoding_alone(ours: Ours, spec: ModelSpec, sizes: Sizes, limit: Ceilings) -> dict[str, Any]:
+def decoding_alone(ours: Ours, spec: ModelSpec, sizes: Sizes, limit: Ceilings) -> Iterator[Row]:
     """The time between tokens of one request. Below it lies one reading of the weights."""
     num_prompt, num_tokens = sizes.alone
     prompt = random_tokens(spec, num_prompt, 0)
     courses = [ours.run([prompt], [num_tokens])[0] for _ in range(ROUNDS + 1)]
     taken = min((course.last_s - course.first_s) / (num_tokens - 1) for course in courses[1:])
     floor = 2 * num_weights(spec, with_head=True) / limit.bytes_per_s
-    return comparison(
+    yield comparison(
         "decode, batch 1, one token", taken * 1000, "ms", "copy of the weights", floor * 1000, floor / taken
     )
 
 
-def reading(ours: Ours, spec: ModelSpec, sizes: Sizes, limit: Ceilings) -> Iterator[dict[str, Any]]:
+def reading(ours: Ours, spec: ModelSpec, sizes: Sizes, limit: Ceilings) -> Iterator[Row]:
     """The time to the first token of one prompt, and the rate of several. Below both lie the products."""
     for num, length in ((1, sizes.prompt), sizes.prompts):
         prompts = [random_tokens(spec, length, seed) for seed in range(num)]
@@ -139,7 +179,7 @@ def reading(ours: Ours, spec: ModelSpec, sizes: Sizes, limit: Ceilings) -> Itera
             yield comparison(f"prefill of {num} × {length} tokens", rate, "tok/s", "matmul", most, rate / most)
 
 
-def computing(ours: Ours, spec: ModelSpec, sizes: Sizes, watched: DeviceType) -> dict[str, Any]:
+def computing(ours: Ours, spec: ModelSpec, sizes: Sizes, watched: DeviceType) -> Iterator[Row]:
     """The share of the time in which the device is at work while a crowd decodes."""
     num_prompt, _ = sizes.alone
     for number in range(sizes.crowd):
@@ -152,7 +192,7 @@ def computing(ours: Ours, spec: ModelSpec, sizes: Sizes, watched: DeviceType) ->
     while ours.engine.has_work:
         ours.engine.step()
     case = f"at work while {sizes.crowd} decode"
-    return comparison(case, 100 * share, "% of the time", "never idle", 100, share)
+    yield comparison(case, 100 * share, "% of the time", "never idle", 100, share)
 
 
 def num_weights(spec: ModelSpec, *, with_head: bool) -> int:
@@ -180,13 +220,11 @@ def main() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     print(f"{gpu or 'CPU'}; {versions}\n")
-    found = []
-    for row in rows(checkpoint(args.shape), SMALL if args.shape == "tiny" else LARGE):
-        row["case"] = f"{args.shape} bf16 {row['case']}"
-        found.append(row)
-        print(f"{row['case']:58} {row['ours']:10,} {row['unit']:13} {row['peer']:32} {row['peer_value']:10,} "
-              f"{row['ratio']:6}", flush=True)  # fmt: skip
-    keep(args.json or BUILD / ("gpu.json" if gpu else "cpu.json"), found)
+    path = args.json or BUILD / ("gpu.json" if gpu else "cpu.json")
+    sizes = SMALL if args.shape == "tiny" else LARGE
+    failed = measure(cases(checkpoint(args.shape), sizes), path, prefix=f"{args.shape} bf16 ")
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

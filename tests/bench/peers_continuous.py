@@ -17,9 +17,10 @@ _PAGE: Final = 256
 class Batch(NamedTuple):
     """All requests of a run."""
 
-    seconds: float
-    """From the first request to the last token."""
+    rate: float
+    """Output tokens per second."""
     tokens: list[list[int]]
+    """Of each request; none of one that had not ended when the time was over."""
 
 
 class ContinuousBatching:
@@ -32,8 +33,8 @@ class ContinuousBatching:
         )
         self._model = model.to(device).eval()
 
-    def run(self, prompts: Sequence[list[int]], lengths: Sequence[int]) -> Batch:
-        """All requests at once, each until it has its number of tokens."""
+    def run(self, prompts: Sequence[list[int]], lengths: Sequence[int], limit_s: float) -> Batch:
+        """All requests at once, each until it has its number of tokens, or until `limit_s` are over."""
         greedy = transformers.GenerationConfig(do_sample=False, max_new_tokens=max(lengths), eos_token_id=-1)
         requests = list(zip(prompts, lengths, strict=True))
         config = ContinuousBatchingConfig(
@@ -49,11 +50,28 @@ class ContinuousBatching:
             started = time.perf_counter()
             ids = [manager.add_request(prompt, max_new_tokens=length) for prompt, length in requests]
             tokens: dict[str, list[int]] = {}
-            while len(tokens) < len(ids):
+            while len(tokens) < len(ids) and time.perf_counter() < started + limit_s:
                 output = manager.get_result(timeout=1)
+                if output is not None and output.error is not None:
+                    raise RuntimeError(f"{NAME}: {output.error}")
                 if output is not None and output.is_finished():
                     tokens[output.request_id] = list(output.generated_tokens)
                 elif output is None and not manager.is_running():
                     raise RuntimeError(f"{NAME} ended before its requests")
             seconds = time.perf_counter() - started
-        return Batch(seconds, [tokens[request_id] for request_id in ids])
+            for request_id in ids:
+                manager.cancel_request(request_id)
+        ended = [tokens.get(request_id, []) for request_id in ids]
+        if not any(ended):
+            raise RuntimeError(f"{NAME} ended no request in {limit_s:.0f} s")
+        return Batch(num_generated(ended, lengths) / seconds, ended)
+
+
+def num_generated(ended: Sequence[list[int]], lengths: Sequence[int]) -> int:
+    """Tokens of all requests, of which some have not ended.
+
+    Each step gives every request a token, so those have as many as the longest that has ended: a little less in truth,
+    where they were begun later.
+    """
+    num_steps = max(map(len, ended))
+    return sum(min(length, num_steps) for length in lengths)

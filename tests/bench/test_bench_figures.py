@@ -10,6 +10,7 @@ from checkpoints import SHIPPED
 from hypothesis import given
 from hypothesis import strategies as st
 from idle import activity, busy_share
+from peers_continuous import num_generated
 from results import Case, Row, comparison, keep, measure
 from safetensors import safe_open
 from torch.autograd import DeviceType
@@ -91,3 +92,12 @@ def test_a_case_that_fails_is_named_and_costs_no_other_its_rows(
     assert [row["case"] for row in json.loads(path.read_text())] == ["8b before", "8b after"]
     assert "FAILED 8b breaking\nTraceback" in (told := capsys.readouterr().out)
     assert "RuntimeError: an illegal memory access" in told
+
+
+@pytest.mark.parametrize(
+    ("ended", "num"),
+    [([2, 4, 9], 15), ([2, 4, 0], 10), ([2, 0, 0], 6)],
+    ids=["all", "but the longest", "the shortest"],
+)
+def test_requests_whose_time_was_over_count_as_far_as_the_longest_that_ended(ended: list[int], num: int) -> None:
+    assert num_generated([[7] * length for length in ended], [2, 4, 9]) == num

@@ -57,6 +57,8 @@ def test_both_ways_agree_on_a_byte_level_vocabulary() -> None:
 
 
 @example([[4], "😀"])
+@example([REPLACEMENT, "\x80"])
+@example(["é", REPLACEMENT, REPLACEMENT, "😀"])
 @given(st.lists(st.one_of(st.sampled_from([[1], [2], [3], [4], [5]]), st.characters(codec="utf-8")), max_size=20))
 def test_byte_fallback_stream_equals_the_whole_and_shows_whole_characters(parts: list[list[int] | str]) -> None:
     ids = [i for part in parts for i in (part if isinstance(part, list) else [BYTE_0 + b for b in part.encode()])]
@@ -79,6 +81,11 @@ def test_an_unfinished_character_at_the_end_is_shown_as_replacement() -> None:
 def test_bytes_that_never_become_a_character_are_not_held_forever() -> None:
     detokenizer = LLAMA.detokenizer(skip_special_tokens=False, context=[])
     assert any(detokenizer.push(BYTE_0 + 0xFF) for _ in range(5))
+
+
+def test_the_bytes_of_byte_fallback_are_told_as_they_are() -> None:
+    assert b"".join(LLAMA.token_bytes(BYTE_0 + byte) for byte in "日".encode()) == "日".encode()
+    assert LLAMA.token_bytes(5) == b"!"
 
 
 @pytest.mark.parametrize("text", ["Hello", "日", "\n", " x"])

@@ -42,14 +42,21 @@ class ByteLevelDetokenizer:
 class WindowDetokenizer:
     """For any decoder. `decode` turns ids into text; ids in `hidden` leave no text; `context` is the prompt's end.
 
+    `token_bytes`, where it is known, tells U+FFFD itself from an incomplete character: its bytes are whole.
+
     The rule of two moving offsets follows Hugging Face's text-generation-inference: text[prefix:read] is what has been
     shown, decoded again beside the new tokens so that both decodings share their context.
     """
 
     def __init__(
-        self, decode: Callable[[list[int]], str], hidden: frozenset[int] = frozenset(), context: Sequence[int] = ()
+        self,
+        decode: Callable[[list[int]], str],
+        hidden: frozenset[int] = frozenset(),
+        context: Sequence[int] = (),
+        token_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
         self._decode = decode
+        self._token_bytes = token_bytes
         self._hidden = hidden
         # The shown tokens that serve as context, their text, and the tokens whose text has not been shown yet.
         self._context = [token for token in context if token not in hidden][-_CONTEXT_TOKENS:]
@@ -63,7 +70,8 @@ class WindowDetokenizer:
             return ""
         self._pending.append(token_id)
         text = self._decode(self._context + self._pending)
-        self._num_unfinished = self._num_unfinished + 1 if text.endswith(REPLACEMENT) else 0
+        is_whole = not text.endswith(REPLACEMENT) or self._is_replacement_itself()
+        self._num_unfinished = 0 if is_whole else self._num_unfinished + 1
         unfinished = 0 < self._num_unfinished < _MAX_PENDING_TOKENS
         if unfinished or len(text) <= len(self._context_text):
             return ""
@@ -71,6 +79,11 @@ class WindowDetokenizer:
 
     def flush(self) -> str:
         return self._show(self._decode(self._context + self._pending)) if self._pending else ""
+
+    def _is_replacement_itself(self) -> bool:
+        if self._token_bytes is None:
+            return False
+        return b"".join(map(self._token_bytes, self._pending)) == REPLACEMENT.encode()
 
     def _show(self, text: str) -> str:
         new = text[len(self._context_text) :]

@@ -6,6 +6,7 @@ releases the interpreter lock, so a worker thread can encode a long prompt besid
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from capstan_engine.errors import ModelError
 from capstan_engine.text.chat_template import ChatTemplate
 from capstan_engine.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
 
+_BYTE_TOKEN: Final = re.compile("<0x([0-9A-Fa-f]{2})>")
 _NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -73,7 +75,7 @@ class Tokenizer:
         return text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; of a decoder that is not byte-level, its text alone in UTF-8."""
+        """The bytes that a token stands for; of a decoder that is not byte-level, its byte or its text alone."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._find_bytes(token_id)
@@ -87,7 +89,7 @@ class Tokenizer:
         """Incremental text of the tokens that follow the prompt `context`."""
         hidden = self.special_ids if skip_special_tokens else frozenset()
         if not self._byte_level:
-            return WindowDetokenizer(self.decode, hidden, context)
+            return WindowDetokenizer(self.decode, hidden, context, self.token_bytes)
         if not hidden:
             return ByteLevelDetokenizer(self.token_bytes)
         return ByteLevelDetokenizer(lambda token_id: b"" if token_id in hidden else self.token_bytes(token_id))
@@ -97,7 +99,9 @@ class Tokenizer:
         if token is None:  # a row of the model's vocabulary that the tokenizer does not use
             return b""
         if not self._byte_level:
-            return self.decode([token_id]).encode()
+            text, byte = self.decode([token_id]), _BYTE_TOKEN.fullmatch(token)
+            # A decoder without byte fallback takes the name of a byte for text.
+            return bytes.fromhex(byte[1]) if byte and text != token else text.encode()
         try:
             return bytes(_BYTE_OF[character] for character in token)
         except KeyError:  # an added token with characters outside the byte alphabet stands for itself
