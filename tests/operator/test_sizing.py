@@ -90,3 +90,12 @@ def test_attention_pairs_tell_how_long_prompts_are() -> None:
     model = EngineModel(coefficients=(0.01, 1e-4, 1e-3, 0.0, 1e-8))
     assert shape.token_seconds(model, 2000) == pytest.approx(1e-4 + 1e-8 * shape.long_prompt(0) / 2)
     assert Shape().long_prompt(2000) == 2000
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e9), st.floats(0, 1e9))
+def test_a_prefill_token_costs_something_whatever_is_known_of_prompts(
+    prompt: float, tokens: float, pairs: float
+) -> None:
+    """Also where attention is all that was told of its cost, before any prompt was counted."""
+    model = EngineModel(coefficients=(2.5e-3, 0.0, 6e-5, 3e-7, 8e-5))
+    assert Shape(prefill_tokens=tokens, prefill_pairs=pairs).token_seconds(model, prompt) > 0

@@ -41,9 +41,12 @@ class Shape(Value):
         return self.prefill_pairs / self.prefill_tokens if self.prefill_tokens >= _ENOUGH_TOKENS else None
 
     def token_seconds(self, model: EngineModel, prompt: float) -> float:
-        """Cost of one more prefill token at the usual depth; that of a mean `prompt` until one is known."""
+        """Cost of one more prefill token at the usual depth; that of a mean `prompt` until one is known.
+
+        Above zero for a model that is usable: no prompt is shorter than one token, whatever has been counted of them.
+        """
         depth = self.depth
-        return model.prefill_token_seconds(prompt if depth is None else 2 * depth)
+        return model.prefill_token_seconds(max(1.0, prompt if depth is None else 2 * depth))
 
     def long_prompt(self, prompt: float) -> float:
         """Mean prompt when prompts weigh by their length, at least the plain mean `prompt`."""
