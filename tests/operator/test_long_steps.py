@@ -83,6 +83,16 @@ def test_answers_that_are_late_under_long_steps_shorten_them_again() -> None:
     assert chosen(late, LongSteps(are_long=True), counts=False).are_long, "those began under other limits"
 
 
+def test_long_steps_that_were_given_up_are_tried_again_in_a_few_minutes_and_not_at_once() -> None:
+    late = chat(target=Target(threshold_s=0.05, ended=600, late=28_000))
+    steps = chosen(late, LongSteps(are_long=True), counts=True)
+    assert not steps.are_long
+    seconds = 0
+    while not steps.are_long and seconds < 3600:
+        steps, seconds = chosen(chat(), steps, counts=True), seconds + 2
+    assert 120 < seconds < 600
+
+
 def test_first_tokens_that_are_late_under_short_steps_lengthen_them() -> None:
     calm = chat(arrivals_per_s=1.0, ttft_s=2.0)
     assert not chosen(calm).are_long

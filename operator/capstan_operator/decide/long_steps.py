@@ -24,7 +24,9 @@ from capstan_operator.decide.limits_situation import TPOT_SHARE, Situation
 from capstan_operator.decide.values import Value
 
 _LOAD_HALF_LIFE_S: Final = 60.0
-_EVIDENCE_HALF_LIFE_S: Final = 600.0
+# Of what is seen under the length in force, and of what was seen under the other: at first the shortest answers end,
+# and a verdict on them must not stand when nobody can appeal against it.
+_EVIDENCE_HALF_LIFE_S, _OLD_HALF_LIFE_S = 600.0, 60.0
 # A prediction counts as much as so many requests.
 _PRIOR_REQUESTS: Final = 100.0
 # By which the other length must be better: in units of what may miss, and of what this one misses.
@@ -37,8 +39,8 @@ class Evidence(Value):
     requests: float = 0
     missed: float = 0
 
-    def learn(self, requests: float, missed: float, seconds: float) -> "Evidence":
-        kept = 0.5 ** (seconds / _EVIDENCE_HALF_LIFE_S)
+    def learn(self, requests: float, missed: float, seconds: float, *, in_force: bool) -> "Evidence":
+        kept = 0.5 ** (seconds / (_EVIDENCE_HALF_LIFE_S if in_force else _OLD_HALF_LIFE_S))
         return Evidence.made(requests=kept * self.requests + requests, missed=kept * self.missed + missed)
 
     def beside(self, predicted: float) -> float:
@@ -69,8 +71,8 @@ class LongSteps(Value):
             begun, late_first = target.begun, target.late_first
         return self.changed(
             load=load,
-            late_first=self.late_first.learn(begun, late_first, seconds),
-            late=self.late.learn(ended, late, seconds),
+            late_first=self.late_first.learn(begun, late_first, seconds, in_force=not self.are_long),
+            late=self.late.learn(ended, late, seconds, in_force=self.are_long),
         )
 
     def chosen(self, situation: Situation, goal_s: float, longest_s: float) -> "LongSteps":
