@@ -63,8 +63,11 @@ def documents() -> Situation:
     )
 
 
-def chosen(situation: Situation, steps: LongSteps | None = None, *, counts: bool = False) -> LongSteps:
-    return (steps or LongSteps()).watched(situation, counts=counts).chosen(situation, GOAL_S, LONGEST_S)
+def chosen(situation: Situation, steps: LongSteps | None = None, *, counts: bool = False, turns: int = 1) -> LongSteps:
+    steps = steps or LongSteps()
+    for _ in range(turns):
+        steps = steps.watched(situation, counts=counts).chosen(situation, GOAL_S, LONGEST_S)
+    return steps
 
 
 def test_chat_on_a_large_model_takes_long_steps_and_long_prompts_with_short_answers_do_not() -> None:
@@ -79,13 +82,20 @@ def test_without_a_ttft_there_is_nothing_to_be_gained() -> None:
 
 def test_answers_that_are_late_under_long_steps_shorten_them_again() -> None:
     late = chat(target=Target(threshold_s=0.05, ended=1000, late=40_000, begun=1000))
-    assert not chosen(late, LongSteps(are_long=True), counts=True).are_long
-    assert chosen(late, LongSteps(are_long=True), counts=False).are_long, "those began under other limits"
+    assert not chosen(late, LongSteps(are_long=True), counts=True, turns=10).are_long
+    assert chosen(late, LongSteps(are_long=True), counts=False, turns=10).are_long, "those began under other limits"
+
+
+def test_a_crowd_of_short_answers_that_were_late_together_does_not_shorten_steps() -> None:
+    crowd = chat(target=Target(threshold_s=0.05, ended=1000, late=40_000, begun=1000))
+    steps = chosen(crowd, LongSteps(are_long=True), counts=True)
+    assert steps.are_long
+    assert chosen(chat(), steps, counts=True, turns=60).are_long
 
 
 def test_long_steps_that_were_given_up_are_tried_again_in_a_few_minutes_and_not_at_once() -> None:
     late = chat(target=Target(threshold_s=0.05, ended=600, late=28_000))
-    steps = chosen(late, LongSteps(are_long=True), counts=True)
+    steps = chosen(late, LongSteps(are_long=True), counts=True, turns=20)
     assert not steps.are_long
     seconds = 0
     while not steps.are_long and seconds < 3600:

@@ -26,9 +26,11 @@ from capstan_operator.decide.values import Value
 _LOAD_HALF_LIFE_S: Final = 60.0
 # Of what is seen under the length in force, and of what was seen under the other: at first the shortest answers end,
 # and a verdict on them must not stand when nobody can appeal against it.
-_EVIDENCE_HALF_LIFE_S, _OLD_HALF_LIFE_S = 600.0, 60.0
+_EVIDENCE_HALF_LIFE_S, _OLD_HALF_LIFE_S = 600.0, 120.0
 # A prediction counts as much as so many requests.
 _PRIOR_REQUESTS: Final = 100.0
+# Those of one turn count as no more than these: they shared their steps, and are rather one observation than many.
+_MOST_IN_A_TURN: Final = 20.0
 # By which the other length must be better: in units of what may miss, and of what this one misses.
 _LEAST_GAIN, _GAIN_SHARE = 0.1, 0.25
 
@@ -41,7 +43,10 @@ class Evidence(Value):
 
     def learn(self, requests: float, missed: float, seconds: float, *, in_force: bool) -> "Evidence":
         kept = 0.5 ** (seconds / (_EVIDENCE_HALF_LIFE_S if in_force else _OLD_HALF_LIFE_S))
-        return Evidence.made(requests=kept * self.requests + requests, missed=kept * self.missed + missed)
+        weight = _MOST_IN_A_TURN / max(requests, _MOST_IN_A_TURN)
+        return Evidence.made(
+            requests=kept * self.requests + weight * requests, missed=kept * self.missed + weight * missed
+        )
 
     def beside(self, predicted: float) -> float:
         """Misses per request in those units, with a prediction to begin with."""
