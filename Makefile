@@ -51,7 +51,7 @@ test: setup ## Run every test that needs no GPU and no cluster; PARTS="contract 
 .PHONY: test-cluster
 test-cluster: setup ## Run the tests that need a Kubernetes cluster, built where there is none; FULL=1 runs the long campaigns too
 	@PYTHON=$(BIN)/python CAPSTAN_CAMPAIGNS=$(if $(FULL),full,short) LIMIT=$(if $(FULL),6h,40m) PYTEST_TIMEOUT=$(if $(FULL),7200,600) \
-	  SELECT='e2e and not gpu$(if $(FULL),, and not slow)' .ci/test cluster
+	  LANES=$(if $(FULL),1,) SELECT='e2e and not gpu$(if $(FULL),, and not slow)' .ci/test cluster control_plane
 
 .PHONY: test-gpu
 test-gpu: setup ## Run the kernels' tests in full on this machine's GPU

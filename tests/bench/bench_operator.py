@@ -5,7 +5,7 @@
 The whole operator runs in this process, the API server with a kubelet that has every pod ready at once in another one.
 No engine answers, as on simulated nodes. `--profile` prints the functions that took the most processor time of the
 operator's own thread, kopf's aside; it slows everything down. The real API server is asked by
-`tests/cluster/test_at_scale.py`.
+`tests/control_plane/test_at_scale.py`.
 """
 
 import argparse

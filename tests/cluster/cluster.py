@@ -3,6 +3,7 @@
 It knows kubectl and helm, and nothing of how the cluster came to be.
 """
 
+import json
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cluster.clients import Clients
 
@@ -50,6 +51,11 @@ class Cluster:
     def helm(self, *arguments: str, timeout_s: float = COMMAND_WITHIN_S) -> str:
         """Run helm against this cluster and return its output; raises CommandFailed."""
         return self._client(self.clients.helm, arguments, None, timeout_s)
+
+    def apply(self, namespace: str, manifest: dict[str, Any], *flags: str) -> str:
+        """What `kubectl apply` says; a warning is as bad as a refusal, which is CommandFailed."""
+        command = ("-n", namespace, "apply", "--warnings-as-errors", *flags, "-f", "-")
+        return self.kubectl(*command, stdin=json.dumps(manifest))
 
     def answers(self, path: str) -> bool:
         """Whether a GET of an API path succeeds."""

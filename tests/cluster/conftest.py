@@ -1,23 +1,20 @@
-"""The clusters that tests run against: `cluster` for what needs real containers, `control_plane` for what needs none.
+"""The cluster that tests run against whose pods really run; `tests/control_plane` has what needs an API server alone.
 
-Both are started once, by the first test that asks, and ended with the session. A test says what else it needs:
+It is started once, by the first test that asks, and ended with the session. A test says what else it needs:
 `@pytest.mark.needs_cluster("services")`, and is skipped, with the reason, where the cluster lacks it.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pytest
 
 from cluster import images, providers
 from cluster.cluster import Capability, Cluster
-from cluster.embedded import EmbeddedCluster
+from cluster.fixtures import progress as progress  # a fixture is known where it is imported
+from cluster.fixtures import until_the_end
 from cluster.gobuild import Progress
 from cluster.images import Image, Loader
 from cluster.installation import Installation
-
-_C = TypeVar("_C", bound=Cluster)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,30 +22,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def progress(request: pytest.FixtureRequest) -> Progress:
-    """Says a line on the terminal at once, whatever is captured: a first build takes minutes."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    assert capture is not None
-    assert reporter is not None
-
-    def say(line: str) -> None:
-        with capture.global_and_fixture_disabled():
-            reporter.write_line(f"cluster: {line}")
-
-    return say
-
-
-@pytest.fixture(scope="session")
 def cluster(progress: Progress) -> Iterator[Cluster]:
     """A cluster whose pods run, from the first provider that works (see providers.py)."""
-    yield from _until_the_end(lambda: providers.cluster(progress))
-
-
-@pytest.fixture(scope="session")
-def control_plane(progress: Progress) -> Iterator[EmbeddedCluster]:
-    """A real control plane whose nodes are simulated; needs no root."""
-    yield from _until_the_end(lambda: providers.control_plane(progress))
+    yield from until_the_end(lambda: providers.cluster(progress))
 
 
 @pytest.fixture(scope="session")
@@ -96,14 +72,3 @@ def _needs(request: pytest.FixtureRequest) -> None:
 def _skip_without(cluster: Cluster, needed: set[Capability]) -> None:
     if lacking := sorted(needed - cluster.capabilities):
         pytest.skip(f"the {cluster.provider} cluster lacks {', '.join(lacking)}")
-
-
-def _until_the_end(provide: Callable[[], _C]) -> Iterator[_C]:
-    try:
-        provided = provide()
-    except providers.Unavailable as reason:
-        if {providers.PROVIDER_VARIABLE, providers.KUBECONFIG_VARIABLE} & os.environ.keys():
-            pytest.fail(f"the cluster that was asked for is not to be had: {reason}")
-        pytest.skip(f"no cluster: {reason}")
-    yield provided
-    provided.end()

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.cluster import Cluster
 from cluster.gobuild import Progress
-from cluster.installation import QUICKSTART, Deployed, Installation
+from cluster.installation import QUICKSTART, RELEASE, Deployed, Installation
 
 pytestmark = [pytest.mark.e2e, pytest.mark.needs_cluster("pods", "services", "image_loading")]
 
@@ -85,3 +85,8 @@ def _load(url: str, report: Path) -> subprocess.Popen[bytes]:
         "--model", "capstan-tiny", "--allow-remote", "--json", str(report),
     )  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_helm_test_finds_that_an_operator_acts(installation: Installation) -> None:
+    command = ("test", RELEASE, "--namespace", installation.namespace, "--logs", "--timeout", "90s")
+    assert "acts, 1 collection(s) can be read" in installation.cluster.helm(*command)

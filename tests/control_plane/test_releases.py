@@ -1,6 +1,7 @@
 """The chart's whole life in a real API server: installed, upgraded, rolled back, uninstalled, installed again.
 
-Pods run on simulated nodes, which is enough for all that Helm does; only `helm test` needs an operator that runs.
+Pods run on simulated nodes, which is enough for all that Helm does; `helm test`, which needs an operator that runs, is
+tried in `tests/cluster`.
 """
 
 import base64
@@ -16,7 +17,6 @@ import pytest
 from capstan_api import names
 from cluster.cluster import CommandFailed
 from cluster.embedded import EmbeddedCluster
-from cluster.installation import RELEASE, Installation
 
 pytestmark = pytest.mark.e2e
 
@@ -186,9 +186,3 @@ def test_values_that_are_not_understood_are_refused_before_anything_is_installed
     with pytest.raises(CommandFailed, match="additional properties 'replica' not allowed"):
         release.install("replica=2")
     assert release.versions() == {}
-
-
-@pytest.mark.needs_cluster("pods", "services", "image_loading")
-def test_helm_test_finds_that_an_operator_acts(installation: Installation) -> None:
-    command = ("test", RELEASE, "--namespace", installation.namespace, "--logs", "--timeout", "90s")
-    assert "acts, 1 collection(s) can be read" in installation.cluster.helm(*command)

@@ -1,12 +1,10 @@
 """A real API server asks the webhook: what is refused is not stored, what is doubtful is told, and nothing is held up.
 
-First an operator of this machine before simulated nodes, which stands by and has seen what engines told. Then the chart
-on a real node, where engines tell it themselves.
+An operator of this machine before simulated nodes, which stands by and has seen what engines told; the chart on a real
+node, where engines tell it themselves, is tried in `tests/cluster`.
 """
 
-import asyncio
 import base64
-import copy
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -14,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import yaml
 
@@ -28,10 +25,10 @@ from capstan_operator.decide.signals import Lengths
 from capstan_operator.decide.steps import StepSample
 from cluster import campaign
 from cluster.campaign import resource
-from cluster.cluster import Cluster, CommandFailed
+from cluster.cluster import CommandFailed
 from cluster.controlplane import free_ports
 from cluster.embedded import EmbeddedCluster
-from cluster.installation import CHART, QUICKSTART, Deployed, Installation
+from cluster.installation import CHART
 from cluster.operator_process import OperatorProcess, operator, until
 from cluster.pki import Authority
 from memory_figures import FIGURES
@@ -43,13 +40,6 @@ ANSWERS_WITHIN_S = 60.0
 LIGHT = FIGURES.model_copy(update={"weights": 20 << 20, "position": 256})
 TOO_LONG = {"source": {"uri": "bundled://capstan-tiny"}, "maxModelLength": 9000}
 TOO_FAST = [{"name": "interactive", "tpot": {"thresholdMilliseconds": 3}}]
-
-
-def applied(cluster: Cluster, namespace: str, manifest: dict[str, Any], *flags: str) -> str:
-    """What `kubectl apply` says; a warning is as bad as a refusal."""
-    return cluster.kubectl(
-        "-n", namespace, "apply", "--warnings-as-errors", *flags, "-f", "-", stdin=json.dumps(manifest)
-    )
 
 
 def remembered(manifest: dict[str, Any]) -> str:
@@ -113,7 +103,7 @@ def place(control_plane: EmbeddedCluster) -> Iterator[str]:
     campaign.install_kind(control_plane)
     with control_plane.namespace() as namespace:
         for manifest in (resource("told"), resource("too-long", model=TOO_LONG)):
-            applied(control_plane, namespace, manifest)
+            control_plane.apply(namespace, manifest)
         status = {"status": {"memory": remembered(resource("told"))}}
         control_plane.kubectl(
             "-n", namespace, "patch", names.PLURAL, "told", "--subresource=status", "--type=merge",
@@ -127,7 +117,7 @@ async def test_a_real_api_server_asks_and_obeys(control_plane: EmbeddedCluster, 
 
     async def is_asked() -> object:
         try:
-            applied(plane, place, resource("asked", model=TOO_LONG), "--dry-run=server")
+            plane.apply(place, resource("asked", model=TOO_LONG), "--dry-run=server")
         except CommandFailed as refusal:
             return True if "denied the request" in str(refusal) else str(refusal)
         return "stored"
@@ -137,14 +127,14 @@ async def test_a_real_api_server_asks_and_obeys(control_plane: EmbeddedCluster, 
         await until("the API server asks", is_asked, ANSWERS_WITHIN_S)
 
         with pytest.raises(CommandFailed, match=r"maxModelLength 8192 fits"):
-            applied(plane, place, resource("new", model=TOO_LONG))
+            plane.apply(place, resource("new", model=TOO_LONG))
         with pytest.raises(CommandFailed, match="not found"):
             plane.kubectl("-n", place, "get", names.PLURAL, "new")
         with pytest.raises(CommandFailed, match=r"Warning: .*could be met"):
-            applied(plane, place, resource("new", slos=TOO_FAST), "--dry-run=server")
-        applied(plane, place, resource("new"))
+            plane.apply(place, resource("new", slos=TOO_FAST), "--dry-run=server")
+        plane.apply(place, resource("new"))
         with pytest.raises(CommandFailed, match=r"maxModelLength 8192 fits"):
-            applied(plane, place, resource("new", model=TOO_LONG))
+            plane.apply(place, resource("new", model=TOO_LONG))
 
         # What was stored before is warned of, and still scaled, labelled and deleted.
         plane.kubectl(
@@ -184,61 +174,9 @@ async def test_a_certificate_that_is_renewed_is_served_by_the_same_process(
 
         async def is_refused() -> object:
             try:
-                applied(control_plane, place, resource("new", model=TOO_LONG), "--dry-run=server")
+                control_plane.apply(place, resource("new", model=TOO_LONG), "--dry-run=server")
             except CommandFailed as refusal:
                 return True if "maxModelLength 8192 fits" in str(refusal) else str(refusal)
             return "stored"
 
         await until("the renewed certificate", is_refused, ANSWERS_WITHIN_S)
-
-
-@pytest.mark.slow
-@pytest.mark.needs_cluster("pods", "services", "image_loading")
-async def test_the_chart_is_enough_for_engines_to_have_a_say(installation: Installation, namespace: str) -> None:
-    cluster = installation.cluster
-    deployed = Deployed(cluster, namespace, "quickstart")
-    deployed.kubectl("apply", "--warnings-as-errors", "-f", str(QUICKSTART))
-    deployed.until_condition("Ready", within_s=240)
-    deployed.until(lambda status: '"told":{' in status.get("memory", ""), "told what the model takes", within_s=120)
-    bigger = copy.deepcopy(yaml.safe_load(QUICKSTART.read_text()))
-    bigger["metadata"]["name"] = "bigger"
-    bigger["spec"]["engine"]["kvCache"]["memoryMebibytes"] = 1500
-
-    async def is_refused() -> object:
-        try:
-            applied(cluster, namespace, bigger, "--dry-run=server")
-        except CommandFailed as refusal:
-            return True if "MiB of memory are needed" in str(refusal) else str(refusal)
-        return "stored"
-
-    await until("the engine's word counts", is_refused, ANSWERS_WITHIN_S)
-
-    client = openai.OpenAI(base_url=f"{deployed.url()}/v1", api_key="none", max_retries=0)
-    strict = copy.deepcopy(yaml.safe_load(QUICKSTART.read_text()))
-    strict["spec"]["slos"][0]["tpot"]["thresholdMilliseconds"] = 1
-
-    async def is_warned_of() -> object:
-        # The pace is learnt from requests; one at a time, so that it is that of one alone.
-        for _ in range(4):
-            await asyncio.to_thread(
-                client.completions.create, model="capstan-tiny", prompt="Once upon a time " * 8, max_tokens=32
-            )
-        try:
-            applied(cluster, namespace, strict, "--dry-run=server")
-        except CommandFailed as said:
-            return True if "could be met" in str(said) else str(said)
-        return "no warning"
-
-    # The law's memory travels with the status, which is written when there is something to tell.
-    await until("a threshold that nobody meets is warned of", is_warned_of, 180)
-    before = _trusted(cluster, installation.namespace)
-    installation.install()
-    assert _trusted(cluster, installation.namespace) == before, "an upgrade keeps the certificate"
-    deployed.kubectl("delete", "-f", str(QUICKSTART), "--wait")
-
-
-def _trusted(cluster: Cluster, namespace: str) -> str:
-    name = f"capstan-admission.{namespace}"
-    return cluster.kubectl(
-        "get", "validatingwebhookconfiguration", name, "--output=jsonpath={.webhooks[0].clientConfig.caBundle}"
-    )
