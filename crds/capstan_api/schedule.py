@@ -1,8 +1,9 @@
 """`spec.scaling.schedules`: windows of the calendar in which other bounds on the replicas hold.
 
 Knows how a window is declared and what an expression or a zone must look like, and no moment: what is open when is
-`capstan_operator.decide.schedule`'s. An API server judges the shape of an expression only; what it cannot see (ranges,
-zones) is refused by the admission webhook, and where there is none, told in the condition `ConfigurationValid`.
+`capstan_operator.decide.scaling.schedule`'s. An API server judges the shape of an expression only; what it cannot see
+(ranges, zones) is refused by the admission webhook, and where there is none, told in the condition
+`ConfigurationValid`.
 """
 
 from datetime import UTC, tzinfo

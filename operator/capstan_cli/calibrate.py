@@ -17,7 +17,7 @@ from capstan_cli.errors import CliError, Unreachable
 from capstan_cli.measure import Outcome
 from capstan_operator.admin import AdminClient
 from capstan_operator.bounded_http import BoundedHttp
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.steps import StepSample
 from capstan_operator.errors import AdminError
 from capstan_operator.settings import OperatorSettings
 from capstan_sim.calibration import Fit, fitted

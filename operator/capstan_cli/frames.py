@@ -11,7 +11,7 @@ from capstan_api.spec import Slo
 from capstan_api.status import DecisionStatus, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide.decision import Decision
-from capstan_operator.decide.observation import Observation, Replica
+from capstan_operator.decide.seen.observation import Observation, Replica
 
 
 @dataclass(frozen=True)

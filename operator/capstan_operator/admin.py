@@ -15,7 +15,7 @@ from capstan_api.limits import BatchLimits, LimitsPatch, LimitsState
 from capstan_api.replicas import ReplicaEntry, ReplicaTableStatus, ReplicaTableUpdate
 from capstan_api.startup import StartupReport
 from capstan_operator.bounded_http import Answer, BoundedHttp
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.steps import StepSample
 from capstan_operator.errors import AdminError, Conflict
 
 _STEPS = TypeAdapter(tuple[StepSample, ...])

@@ -17,10 +17,10 @@ from pydantic import Field, ValidationError
 from capstan_api.contract import Contract, Name
 from capstan_api.spec import Accelerator
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide.budget import Claim, divide
-from capstan_operator.decide.demand import Demand
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import Allowance, Observation, Phase
+from capstan_operator.decide.scaling.budget import Claim, divide
+from capstan_operator.decide.scaling.demand import Demand
+from capstan_operator.decide.seen.observation import Allowance, Observation, Phase
 
 DIVIDED_EVERY_S: Final = 5.0
 Manifest = Mapping[str, Any]

@@ -11,7 +11,7 @@ from contextlib import suppress
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.admin import AdminClient
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import ConfigurationFault, Gateway, Observation, Phase, Replica
+from capstan_operator.decide.seen.observation import ConfigurationFault, Gateway, Observation, Phase, Replica
 from capstan_operator.errors import AdminError, ModelNotFound, ScrapeError
 from capstan_operator.patience import Patience
 from capstan_operator.scrape import Scraper, engine_metrics, gateway_metrics

@@ -22,9 +22,9 @@ from capstan_operator.apply import apply
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.budgets import Budgets
 from capstan_operator.decide import Decision, Memory, Observation, decide
-from capstan_operator.decide.novelty import News, news
-from capstan_operator.decide.observation import ConfigurationFault
+from capstan_operator.decide.seen.observation import ConfigurationFault
 from capstan_operator.decide.times import rfc3339
+from capstan_operator.decide.told.novelty import News, news
 from capstan_operator.decide.values import Value
 from capstan_operator.errors import CapstanOperatorError, Gone
 from capstan_operator.observe import Observer

@@ -14,9 +14,9 @@ from capstan_api.metrics import Engine as EngineSeries
 from capstan_api.metrics import Gateway as GatewaySeries
 from capstan_api.metrics import Metric
 from capstan_operator.bounded_http import BoundedHttp
-from capstan_operator.decide.counters import ClassCounters, Histogram, believable
-from capstan_operator.decide.observation import EngineMetrics, GatewayMetrics
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.counters import ClassCounters, Histogram, believable
+from capstan_operator.decide.seen.observation import EngineMetrics, GatewayMetrics
+from capstan_operator.decide.seen.steps import StepSample
 from capstan_operator.errors import AdminError, ScrapeError
 from capstan_operator.settings import OperatorSettings
 

@@ -21,7 +21,7 @@ from capstan_api.spec import InferenceDeploymentSpec
 from capstan_api.status import ConditionStatus, DecisionAction, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.budgets import AcceleratorBudget
-from capstan_operator.decide.budget import Claim
+from capstan_operator.decide.scaling.budget import Claim
 from capstan_operator.decide.times import epoch_s
 from capstan_operator.reconcile import Turn
 from capstan_operator.world.kubernetes.api import Call

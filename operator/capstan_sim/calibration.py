@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.seen.steps import StepSample
 from capstan_sim.errors import SimulationError
 from capstan_sim.step_time import PROFILES, StepModel
 

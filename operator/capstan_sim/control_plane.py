@@ -15,8 +15,8 @@ from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.budgets import Budgets
 from capstan_operator.decide import Decision, Memory, Observation, decide, render
 from capstan_operator.decide.actions import DrainReplica, EnsureGateway, Route, SetLimits, StartReplica, StopReplica
-from capstan_operator.decide.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
+from capstan_operator.decide.seen.steps import StepSample
 from capstan_sim.counters import Counters
 from capstan_sim.engine import Engine, Run
 from capstan_sim.fleet import Fleet, Pod, PodPhase

@@ -10,7 +10,7 @@ from operator import add
 from typing import NamedTuple
 
 from capstan_api.metrics import Gateway as Series
-from capstan_operator.decide.counters import ClassCounters, Histogram
+from capstan_operator.decide.seen.counters import ClassCounters, Histogram
 from capstan_sim.book import Book
 from capstan_sim.policy import Objective
 

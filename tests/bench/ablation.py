@@ -22,7 +22,11 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
-from capstan_operator.decide import bank, lateness, limits_memory, outlook, replicas, sizing
+from capstan_operator.decide import outlook
+from capstan_operator.decide.fleets import bank
+from capstan_operator.decide.limits import lateness
+from capstan_operator.decide.limits import memory as limits_memory
+from capstan_operator.decide.scaling import replicas, sizing
 from capstan_sim.cases import CASES
 from capstan_sim.measure import attained, summary
 from capstan_sim.simulation import Record

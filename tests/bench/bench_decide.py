@@ -18,9 +18,9 @@ from capstan_api.metrics import Gateway as Series
 from capstan_api.replicas import ReplicaEntry
 from capstan_api.v1alpha1 import InferenceDeployment, parse
 from capstan_operator.decide import Memory, Observation, decide, render
-from capstan_operator.decide.counters import ClassCounters, Histogram
-from capstan_operator.decide.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.counters import ClassCounters, Histogram
+from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
+from capstan_operator.decide.seen.steps import StepSample
 
 START = 1_800_000_000.0
 WARM_UP_TURNS = 60

@@ -14,7 +14,7 @@ from capstan_cli import explain
 from capstan_cli.errors import ChecksFailed, InputError
 from capstan_cli.main import app
 from capstan_operator.decide import Memory, Observation, decide
-from capstan_operator.decide.replicas import ReplicasMemory
+from capstan_operator.decide.scaling.replicas import ReplicasMemory
 from capstan_operator.reconcile import Turn, record
 
 NOW = 1_800_000_000.0

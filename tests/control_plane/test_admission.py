@@ -18,11 +18,11 @@ import yaml
 from capstan_api import names
 from capstan_api.v1alpha1 import parse
 from capstan_operator.decide import render
-from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Told, model_key
+from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.signals import Lengths
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.signals import Lengths
+from capstan_operator.decide.seen.steps import StepSample
 from cluster import campaign
 from cluster.campaign import resource
 from cluster.cluster import CommandFailed

@@ -20,7 +20,7 @@ from capstan_api.status import DecisionAction, DecisionStatus, InferenceDeployme
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide import render
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.errors import ApiForbidden, Gone, NameTaken, WorldError
 from capstan_operator.fleet import understood
 from capstan_operator.settings import OperatorSettings

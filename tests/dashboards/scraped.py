@@ -17,7 +17,7 @@ from prometheus_server import Targets, serving
 
 from capstan_api import names
 from capstan_api.v1alpha1 import InferenceDeployment, parse
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.health import HealthServer
 from capstan_operator.reconcile import Reconciler, Turn
 from capstan_operator.telemetry import Telemetry

@@ -15,9 +15,9 @@ from capstan_api.replicas import ReplicaEntry
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Decision, Memory, Observation, decide, render
 from capstan_operator.decide.actions import DrainReplica, EnsureGateway, Route, SetLimits, StartReplica, StopReplica
-from capstan_operator.decide.counters import ClassCounters, Histogram
-from capstan_operator.decide.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.counters import ClassCounters, Histogram
+from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
+from capstan_operator.decide.seen.steps import StepSample
 
 SLO_CLASS = "interactive"
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstan_operator.decide.bank import NUM_SLOTS, Arrived, Bank, Class, Engine
 from capstan_operator.decide.curve import Array, curve, sizes, values
-from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.fleets.bank import NUM_SLOTS, Arrived, Bank, Class, Engine
+from capstan_operator.decide.fleets.engine_model import EngineModel
 
 # A 70B model on four cards: step, prefill token, sequence and context token, in seconds.
 COSTS = (2.2e-2, 6.8e-5, 4.0e-5, 3.0e-8, 0.0)

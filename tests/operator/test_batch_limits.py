@@ -9,13 +9,13 @@ from worlds import NOW, STEP_COSTS, samples
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.scaling import BatchLimitsPolicy
-from capstan_operator.decide.batch_limits import Advice, adjust
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.ladder import ladder, move
-from capstan_operator.decide.limits_memory import LimitsMemory
-from capstan_operator.decide.limits_situation import Situation, Target
-from capstan_operator.decide.signals import Lengths, Signals
-from capstan_operator.decide.trials import Fleet
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.limits.batch_limits import Advice, adjust
+from capstan_operator.decide.limits.ladder import ladder, move
+from capstan_operator.decide.limits.memory import LimitsMemory
+from capstan_operator.decide.limits.situation import Situation, Target
+from capstan_operator.decide.limits.trials import Fleet
+from capstan_operator.decide.seen.signals import Lengths, Signals
 
 ENVELOPE = Envelope(min_sequences=4, max_sequences=32, min_batched_tokens=64, max_batched_tokens=1024)
 POLICY = BatchLimitsPolicy(adjustment_interval_seconds=3, max_step_percent=25)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstan_operator.decide.budget import Claim, divide
-from capstan_operator.decide.demand import Demand, Tier
+from capstan_operator.decide.scaling.budget import Claim, divide
+from capstan_operator.decide.scaling.demand import Demand, Tier
 
 
 def fleet(

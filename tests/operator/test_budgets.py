@@ -12,8 +12,8 @@ from capstan_api.status import ConditionStatus, ConditionType
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.budgets import DIVIDED_EVERY_S, AcceleratorBudget, Budgets
 from capstan_operator.decide import Decision, Memory, Observation, decide
-from capstan_operator.decide.demand import Demand, Tier
-from capstan_operator.decide.observation import Allowance, Phase
+from capstan_operator.decide.scaling.demand import Demand, Tier
+from capstan_operator.decide.seen.observation import Allowance, Phase
 from fake_kubernetes import FakeKubernetes
 from running_operator import running
 

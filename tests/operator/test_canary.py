@@ -11,11 +11,11 @@ from worlds import NOW, deployment, engine_metrics, limits_state, replica
 
 from capstan_api.limits import BatchLimits
 from capstan_operator.decide import Memory
-from capstan_operator.decide.canary import CanaryMemory
-from capstan_operator.decide.limits_memory import LimitsMemory
-from capstan_operator.decide.observation import Phase
-from capstan_operator.decide.tracks import Track
-from capstan_operator.decide.trials import Fleet, Outcome, Verdict
+from capstan_operator.decide.limits.canary import CanaryMemory
+from capstan_operator.decide.limits.memory import LimitsMemory
+from capstan_operator.decide.limits.trials import Fleet, Outcome, Verdict
+from capstan_operator.decide.seen.observation import Phase
+from capstan_operator.decide.seen.tracks import Track
 
 WEB = deployment(scaling={"maxReplicas": 8})
 OLD = BatchLimits(max_sequences=32, max_batched_tokens=512)

@@ -12,7 +12,7 @@ from capstan_api.status import ConditionStatus, ConditionType, DecisionAction
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Decision, Memory, decide
 from capstan_operator.decide.actions import SetLimits
-from capstan_operator.decide.observation import ConfigurationFault, Phase, Replica
+from capstan_operator.decide.seen.observation import ConfigurationFault, Phase, Replica
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 HUB = deployment(model={"source": {"uri": "hf://org/name"}})

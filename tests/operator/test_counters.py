@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import counters
 
-from capstan_operator.decide.counters import ClassCounters, Histogram, believable
+from capstan_operator.decide.seen.counters import ClassCounters, Histogram, believable
 
 
 def test_a_quantile_is_interpolated_within_its_bucket() -> None:

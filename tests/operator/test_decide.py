@@ -18,8 +18,8 @@ from capstan_operator.decide.actions import (
     StartReplica,
     StopReplica,
 )
-from capstan_operator.decide.counters import ClassCounters
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.counters import ClassCounters
+from capstan_operator.decide.seen.observation import Phase
 
 
 def of_kind(decision: Decision, *kinds: type) -> list[Any]:

@@ -14,8 +14,8 @@ from capstan_api.limits import BatchLimits
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Decision, Memory, Observation, decide, render
 from capstan_operator.decide.actions import DrainReplica, SetLimits, StartReplica, StopReplica
-from capstan_operator.decide.counters import ClassCounters, Histogram
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.counters import ClassCounters, Histogram
+from capstan_operator.decide.seen.observation import Phase
 
 OF = deployment(scaling={"minReplicas": 1, "maxReplicas": 4})
 TIMES = 40 if os.environ.get("CAPSTAN_CAMPAIGNS") == "full" else 1

@@ -6,11 +6,11 @@ import numpy as np
 from worlds import NOW, deployment, observation, replica
 
 from capstan_api.spec import Slo
-from capstan_operator.decide.bank import Bank, Slot
 from capstan_operator.decide.curve import Array, curve, sizes
-from capstan_operator.decide.demand import RECENT_S, Demand, Tier, demand
-from capstan_operator.decide.observation import Allowance, Phase
-from capstan_operator.decide.sizing import Sizing, size
+from capstan_operator.decide.fleets.bank import Bank, Slot
+from capstan_operator.decide.scaling.demand import RECENT_S, Demand, Tier, demand
+from capstan_operator.decide.scaling.sizing import Sizing, size
+from capstan_operator.decide.seen.observation import Allowance, Phase
 
 FLEETS = sizes(8)
 CHAT = {"name": "chat", "priority": 5, "ttft": {"thresholdMilliseconds": 500}, "objectivePercent": "90"}

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import samples
 
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.seen.steps import StepSample
 
 COSTS = (0.004, 0.0002, 0.001, 2e-7, 1e-8)
 

@@ -11,11 +11,11 @@ from worlds import NOW, deployment, learnt, observation, replica, taught
 
 from capstan_api.spec import InferenceDeploymentSpec
 from capstan_operator.decide import decide, render
-from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Doubt, Pace, Told, doubts, have_one_pace, model_key
+from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.signals import Lengths
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.signals import Lengths
+from capstan_operator.decide.seen.steps import StepSample
 from memory_figures import FIGURES
 
 PACE = Pace(model=taught(), lengths=Lengths(prompt=200, output=50, weight=100))

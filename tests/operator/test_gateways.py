@@ -9,8 +9,8 @@ from worlds import NOW, counters, deployment, engine_metrics, gateway, learnt, o
 from capstan_api.status import ConditionStatus, ConditionType
 from capstan_operator.decide import Decision, Memory, decide
 from capstan_operator.decide.actions import DrainReplica, EnsureGateway, Route, StopReplica
-from capstan_operator.decide.counters import ClassCounters
-from capstan_operator.decide.observation import Gateway, Observation, Phase
+from capstan_operator.decide.seen.counters import ClassCounters
+from capstan_operator.decide.seen.observation import Gateway, Observation, Phase
 
 OF = deployment(scaling={"maxReplicas": 4})
 

@@ -15,8 +15,8 @@ from capstan_operator.admin import AdminClient
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide import Decision, Memory, decide, render
 from capstan_operator.decide.actions import DrainReplica, SetLimits, StartReplica, StopReplica
-from capstan_operator.decide.observation import Phase
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.observation import Phase
+from capstan_operator.decide.seen.steps import StepSample
 from capstan_operator.observe import Observer
 from capstan_operator.scrape import Scraper
 from capstan_operator.settings import OperatorSettings

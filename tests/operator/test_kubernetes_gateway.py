@@ -11,7 +11,7 @@ from kubernetes_house import READY, House, resource
 from capstan_api import names
 from capstan_api.engine_args import GatewayArgs
 from capstan_operator.decide import render
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 
 
 class FakeGateway:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.world.base import ReplicaFacts
 from capstan_operator.world.kubernetes import phases
 

@@ -9,7 +9,7 @@ from kubernetes_house import House, resource
 from capstan_api.fetch_args import FetchArgs, SourceEndpoint
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.errors import NameTaken, WorldError
 from capstan_operator.world.kubernetes.access import PODS
 

@@ -3,7 +3,7 @@
 from kubernetes_house import READY, House, resource
 
 from capstan_api import names
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.world.kubernetes.access import (
     INFERENCE_DEPLOYMENTS,
     PODS,

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_operator.decide.bank import Arrived, Bank, Class, Engine
 from capstan_operator.decide.curve import sizes
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.latencies import TPOT_S, TTFT_S, Latencies
+from capstan_operator.decide.fleets.bank import Arrived, Bank, Class, Engine
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.fleets.latencies import TPOT_S, TTFT_S, Latencies
 
 FLEETS = sizes(4)
 NONE_ABOVE = np.zeros((len(TPOT_S), len(FLEETS)))

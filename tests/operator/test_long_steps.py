@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.scaling import BatchLimitsPolicy
-from capstan_operator.decide.batch_limits import farthest
-from capstan_operator.decide.canary import CanaryMemory
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.ideal_limits import ideal, one_rung, rungs
-from capstan_operator.decide.ladder import ladder, towards
-from capstan_operator.decide.lateness import guarded, is_late
-from capstan_operator.decide.limits_memory import LimitsMemory
-from capstan_operator.decide.limits_situation import Situation, Target
-from capstan_operator.decide.long_steps import LongSteps, late_tpot, late_ttft
-from capstan_operator.decide.signals import Lengths, Signals
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.limits.batch_limits import farthest
+from capstan_operator.decide.limits.canary import CanaryMemory
+from capstan_operator.decide.limits.ideal import ideal, one_rung, rungs
+from capstan_operator.decide.limits.ladder import ladder, towards
+from capstan_operator.decide.limits.lateness import guarded, is_late
+from capstan_operator.decide.limits.long_steps import LongSteps, late_tpot, late_ttft
+from capstan_operator.decide.limits.memory import LimitsMemory
+from capstan_operator.decide.limits.situation import Situation, Target
+from capstan_operator.decide.seen.signals import Lengths, Signals
 
 LARGE, SMALL = (2.2e-2, 6.8e-5, 4e-5, 3e-8, 2.6e-9), (8e-3, 2.4e-5, 2e-5, 4.9e-8, 2e-9)
 ENVELOPE = Envelope(min_sequences=4, max_sequences=64, min_batched_tokens=64, max_batched_tokens=2048)

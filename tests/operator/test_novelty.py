@@ -16,7 +16,7 @@ from capstan_api.status import (
     UsageStatus,
 )
 from capstan_operator.decide import Decision, Memory
-from capstan_operator.decide.novelty import News, news
+from capstan_operator.decide.told.novelty import News, news
 
 SLO = SloStatus(
     name="interactive",

@@ -8,7 +8,7 @@ from worlds import NOW, deployment
 from capstan_operator.admin import AdminClient
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide import Memory
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.errors import ScrapeError
 from capstan_operator.observe import Observer
 from capstan_operator.patience import Patience

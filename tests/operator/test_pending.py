@@ -9,7 +9,7 @@ from worlds import NOW, counters, deployment, engine_metrics, learnt, observatio
 from capstan_api.status import ConditionStatus, ConditionType
 from capstan_operator.decide import Decision, Memory, decide
 from capstan_operator.decide.actions import DrainReplica, StartReplica, StopReplica
-from capstan_operator.decide.observation import Phase, Replica
+from capstan_operator.decide.seen.observation import Phase, Replica
 
 OF = deployment(scaling={"maxReplicas": 4, "pendingTimeoutSeconds": 30})
 NO_ROOM = "0/3 nodes are available: 3 Insufficient cpu."

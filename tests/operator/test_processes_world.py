@@ -14,7 +14,7 @@ from worlds import deployment
 from capstan_api import names
 from capstan_api.status import InferenceDeploymentStatus
 from capstan_operator.decide import render
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.errors import ModelNotFound, WorldError
 from capstan_operator.settings import OperatorSettings
 from capstan_operator.world.base import GatewayFacts, ReplicaFacts, World

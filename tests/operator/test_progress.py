@@ -13,7 +13,7 @@ from capstan_api.status import ConditionStatus, ConditionType, DecisionAction
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Decision, Memory, decide, render
 from capstan_operator.decide.actions import DrainReplica, StartReplica, StopReplica
-from capstan_operator.decide.observation import Observation, Phase, Replica
+from capstan_operator.decide.seen.observation import Observation, Phase, Replica
 
 DEADLINE_S = 100
 OLD = deployment(rollout={"progressDeadlineSeconds": DEADLINE_S})

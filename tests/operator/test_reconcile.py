@@ -15,7 +15,7 @@ from capstan_api.status import ConditionStatus, ConditionType, InferenceDeployme
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Memory, decide
 from capstan_operator.decide.feasibility import Told, model_key
-from capstan_operator.decide.observation import Phase, Replica
+from capstan_operator.decide.seen.observation import Phase, Replica
 from capstan_operator.errors import WorldError
 from capstan_operator.reconcile import Reconciler, Turn, record, replay
 from capstan_operator.source import FileSource

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from worlds import NOW, deployment
 
 from capstan_api.scaling import Scaling
-from capstan_operator.decide.bank import Bank, Slot
 from capstan_operator.decide.curve import curve, sizes
-from capstan_operator.decide.replicas import Advice, ReplicasMemory, Situation, advise
-from capstan_operator.decide.signals import Signals
-from capstan_operator.decide.sizing import Sizing, size
+from capstan_operator.decide.fleets.bank import Bank, Slot
+from capstan_operator.decide.scaling.replicas import Advice, ReplicasMemory, Situation, advise
+from capstan_operator.decide.scaling.sizing import Sizing, size
+from capstan_operator.decide.seen.signals import Signals
 
 SCALING = deployment(scaling={"minReplicas": 1, "maxReplicas": 8}).spec.scaling
 UP_S, DOWN_S = 5, 20

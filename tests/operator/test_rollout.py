@@ -5,8 +5,8 @@ from itertools import count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.decide.rollout import plan
+from capstan_operator.decide.seen.observation import Phase, Replica
 
 LIVE = (Phase.PENDING, Phase.STARTING, Phase.READY, Phase.FAILED)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from capstan_api.scaling import Mode, Scaling
 from capstan_api.schedule import Schedule
-from capstan_operator.decide.bounds import bounds
-from capstan_operator.decide.observation import Allowance
-from capstan_operator.decide.schedule import coming_window, open_window
+from capstan_operator.decide.scaling.bounds import bounds
+from capstan_operator.decide.scaling.schedule import coming_window, open_window
+from capstan_operator.decide.seen.observation import Allowance
 
 BERLIN = "Europe/Berlin"
 HOUR_S = 3600.0

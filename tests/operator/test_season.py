@@ -8,7 +8,7 @@ import pytest
 from worlds import NOW, counters, deployment, engine_metrics, learnt, observation, replica, samples
 
 from capstan_operator.decide import Decision, decide
-from capstan_operator.decide.season import SLOT_S, Season
+from capstan_operator.decide.fleets.season import SLOT_S, Season
 
 # A Thursday at midnight, as the epoch was.
 START = 1_800_057_600.0 // 604_800 * 604_800

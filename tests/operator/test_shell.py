@@ -14,7 +14,7 @@ from capstan_api.manifest import InvalidResource
 from capstan_api.status import ConditionStatus, ConditionType, DecisionAction, DecisionStatus, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Decision, decide, render
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.errors import CapstanOperatorError, Gone, NotLeader, WorldError
 from capstan_operator.reconcile import Reconciler, Turn
 from capstan_operator.world.base import GatewayFacts, ReplicaFacts

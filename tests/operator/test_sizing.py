@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_operator.decide.bank import Bank, Slot
 from capstan_operator.decide.curve import Array, curve, sizes
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.shape import Shape
-from capstan_operator.decide.sizing import Feedback, Sizing, margin, size
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.fleets.bank import Bank, Slot
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.fleets.shape import Shape
+from capstan_operator.decide.scaling.sizing import Feedback, Sizing, margin, size
+from capstan_operator.decide.seen.steps import StepSample
 
 FLEETS = sizes(24)
 

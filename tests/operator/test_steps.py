@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import samples
 
-from capstan_operator.decide.steps import StepSample, are_believable, chosen, rows
+from capstan_operator.decide.seen.steps import StepSample, are_believable, chosen, rows
 
 GOOD = StepSample(200, 1.0, 0.02, 64, 4, 900, 2048.0)
 

@@ -15,7 +15,7 @@ from capstan_api.v1alpha1 import InferenceDeployment, load, parse
 from capstan_operator.budgets import AcceleratorBudget
 from capstan_operator.decide import decide
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import Allowance
+from capstan_operator.decide.seen.observation import Allowance
 from capstan_operator.invalid import not_understood
 from capstan_operator.reconcile import Turn
 from capstan_operator.telemetry import Telemetry

@@ -3,8 +3,8 @@
 import pytest
 from worlds import NOW, deployment, engine_metrics, replica, samples
 
-from capstan_operator.decide.observation import Replica
-from capstan_operator.decide.tracks import Track
+from capstan_operator.decide.seen.observation import Replica
+from capstan_operator.decide.seen.tracks import Track
 
 WEB = deployment()
 

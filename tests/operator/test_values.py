@@ -3,9 +3,9 @@
 import pytest
 from pydantic import Field
 
-from capstan_operator.decide.replicas import Peak, ReplicasMemory
+from capstan_operator.decide.scaling.replicas import Peak, ReplicasMemory
+from capstan_operator.decide.seen.window import Slot, Work
 from capstan_operator.decide.values import Value
-from capstan_operator.decide.window import Slot, Work
 
 
 class Pair(Value):

@@ -8,12 +8,12 @@ from capstan_api.metrics import Gateway as Series
 from capstan_api.replicas import ReplicaEntry
 from capstan_api.v1alpha1 import InferenceDeployment, parse
 from capstan_operator.decide import Memory, Observation, render
-from capstan_operator.decide.counters import ClassCounters, Histogram
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
+from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.progress import RolloutMemory
-from capstan_operator.decide.signals import Lengths
-from capstan_operator.decide.steps import StepSample
+from capstan_operator.decide.seen.counters import ClassCounters, Histogram
+from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
+from capstan_operator.decide.seen.signals import Lengths
+from capstan_operator.decide.seen.steps import StepSample
 
 NOW = 1_800_000_000.0
 # Seconds for a step, its prefill token, its decoding sequence, a token of context and a pair: a small CPU model.

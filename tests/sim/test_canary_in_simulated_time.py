@@ -9,9 +9,9 @@ from capstan_api import v1alpha1
 from capstan_api.limits import BatchLimits
 from capstan_operator.decide import Decision, Memory, Observation, render
 from capstan_operator.decide.actions import SetLimits
-from capstan_operator.decide.limits_memory import LimitsMemory
-from capstan_operator.decide.observation import Phase
-from capstan_operator.decide.trials import Outcome
+from capstan_operator.decide.limits.memory import LimitsMemory
+from capstan_operator.decide.limits.trials import Outcome
+from capstan_operator.decide.seen.observation import Phase
 from capstan_sim.control_plane import ControlPlane, objectives
 from capstan_sim.events import Event, blind_spans, prepare
 from capstan_sim.measure import attained, flips

@@ -5,7 +5,7 @@ import pytest
 
 from capstan_api import v1alpha1
 from capstan_operator.decide import render
-from capstan_operator.decide.observation import Observation, Phase
+from capstan_operator.decide.seen.observation import Observation, Phase
 from capstan_sim.control_plane import ControlPlane, objectives
 from capstan_sim.events import Event, blind_spans, prepare
 from capstan_sim.measure import summary

@@ -19,12 +19,12 @@ from capstan_operator.decide.actions import (
     StartReplica,
     StopReplica,
 )
-from capstan_operator.decide.limits_memory import LimitsMemory
+from capstan_operator.decide.limits.memory import LimitsMemory
+from capstan_operator.decide.limits.obedience import figures, obedient
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.obedience import figures, obedient
-from capstan_operator.decide.observation import Observation, Phase
 from capstan_operator.decide.render import Release
 from capstan_operator.decide.rollout import Plan
+from capstan_operator.decide.seen.observation import Observation, Phase
 
 _SHORTEST_LEASE_S, _LONGEST_LEASE_S = 30, 3600
 _LONGEST_REASON = 500

@@ -4,11 +4,11 @@ from pydantic import Field
 
 from capstan_api.status import DecisionStatus, InferenceDeploymentStatus
 from capstan_operator.decide.actions import Action
-from capstan_operator.decide.demand import Demand
-from capstan_operator.decide.latencies import Quantiles
+from capstan_operator.decide.fleets.latencies import Quantiles
+from capstan_operator.decide.limits.trials import Verdict
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.signals import Signals
-from capstan_operator.decide.trials import Verdict
+from capstan_operator.decide.scaling.demand import Demand
+from capstan_operator.decide.seen.signals import Signals
 from capstan_operator.decide.values import Value
 
 

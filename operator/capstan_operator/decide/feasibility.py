@@ -15,8 +15,8 @@ from typing import NamedTuple
 from capstan_api.footprint import Demand, MemoryFigures, mebibytes
 from capstan_api.model import ModelSource
 from capstan_api.spec import InferenceDeploymentSpec, Objective
-from capstan_operator.decide.engine_model import EngineModel
-from capstan_operator.decide.signals import Lengths
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.seen.signals import Lengths
 from capstan_operator.decide.values import Value
 
 TOO_SLOW = 1.05

@@ -12,21 +12,23 @@ from pathlib import Path
 from capstan_api.scaling import Mode
 from capstan_api.spec import InferenceDeploymentSpec
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide import render, replicas, rollout, status
-from capstan_operator.decide.bank import Bank
+from capstan_operator.decide import render, rollout
 from capstan_operator.decide.carry_out import actions
 from capstan_operator.decide.decision import Decision, Prediction
-from capstan_operator.decide.demand import demand
-from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Told, model_key
+from capstan_operator.decide.fleets.bank import Bank
+from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import Observation, Phase, Replica
 from capstan_operator.decide.outlook import Outlook
 from capstan_operator.decide.progress import RolloutMemory
-from capstan_operator.decide.reading import Objectives, Reading, read
-from capstan_operator.decide.sizing import Sizing
-from capstan_operator.decide.speaker import Speaker
+from capstan_operator.decide.scaling import replicas
+from capstan_operator.decide.scaling.demand import demand
+from capstan_operator.decide.scaling.sizing import Sizing
+from capstan_operator.decide.seen.observation import Observation, Phase, Replica
+from capstan_operator.decide.seen.reading import Objectives, Reading, read
+from capstan_operator.decide.told import status
+from capstan_operator.decide.told.speaker import Speaker
 
 _WINDOW_S = 15.0
 

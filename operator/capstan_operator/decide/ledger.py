@@ -11,8 +11,8 @@ from pydantic import Field
 from capstan_api.spec import Slo, Variant
 from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus
-from capstan_operator.decide.counters import ClassCounters
-from capstan_operator.decide.observation import Phase, Replica
+from capstan_operator.decide.seen.counters import ClassCounters
+from capstan_operator.decide.seen.observation import Phase, Replica
 from capstan_operator.decide.values import Value
 
 _NUM_BUDGET_SLOTS = 12

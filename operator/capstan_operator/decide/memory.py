@@ -9,19 +9,19 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from capstan_api.status import DecisionStatus
-from capstan_operator.decide.bank import Bank
-from capstan_operator.decide.engine_model import EngineModel
 from capstan_operator.decide.feasibility import Told
+from capstan_operator.decide.fleets.bank import Bank
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.fleets.season import Season
+from capstan_operator.decide.fleets.shape import Shape
 from capstan_operator.decide.ledger import Ledger
-from capstan_operator.decide.limits_memory import LimitsMemory
+from capstan_operator.decide.limits.memory import LimitsMemory
 from capstan_operator.decide.progress import RolloutMemory
-from capstan_operator.decide.replicas import ReplicasMemory
-from capstan_operator.decide.season import Season
-from capstan_operator.decide.shape import Shape
-from capstan_operator.decide.signals import Lengths
-from capstan_operator.decide.sizing import Feedback
+from capstan_operator.decide.scaling.replicas import ReplicasMemory
+from capstan_operator.decide.scaling.sizing import Feedback
+from capstan_operator.decide.seen.signals import Lengths
+from capstan_operator.decide.seen.window import Window
 from capstan_operator.decide.values import Value
-from capstan_operator.decide.window import Window
 
 # What is filled again within seconds, or compares with what is.
 _NOT_KEPT: Final[dict[str, Any]] = {"window": True, "limits": {"canary": {"marks", "begun"}}}

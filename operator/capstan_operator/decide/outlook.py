@@ -13,24 +13,25 @@ from math import inf
 from capstan_api.engine_args import EngineArgs
 from capstan_api.scaling import LimitsMode, Mode
 from capstan_api.spec import InferenceDeploymentSpec, Slo
-from capstan_operator.decide import batch_limits, capacity, sizing
-from capstan_operator.decide.bank import Arrived, Bank, Class, Engine
-from capstan_operator.decide.counters import ClassCounters
 from capstan_operator.decide.curve import Array, sizes
-from capstan_operator.decide.engine_model import EngineModel
+from capstan_operator.decide.fleets.bank import Arrived, Bank, Class, Engine
+from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.fleets.season import Season
+from capstan_operator.decide.fleets.shape import Shape
 from capstan_operator.decide.ledger import Ledger
 from capstan_operator.decide.lifelong import lifelong
-from capstan_operator.decide.limits_memory import LimitsMemory, burst_budget
-from capstan_operator.decide.limits_situation import TPOT_SHARE, Target
-from capstan_operator.decide.limits_situation import Situation as LimitsSituation
+from capstan_operator.decide.limits import batch_limits, capacity
+from capstan_operator.decide.limits.memory import LimitsMemory, burst_budget
+from capstan_operator.decide.limits.situation import TPOT_SHARE, Target
+from capstan_operator.decide.limits.situation import Situation as LimitsSituation
+from capstan_operator.decide.limits.trials import Fleet
 from capstan_operator.decide.memory import Memory
-from capstan_operator.decide.observation import Observation, Phase, Replica
-from capstan_operator.decide.reading import Reading
-from capstan_operator.decide.replicas import Situation
-from capstan_operator.decide.season import Season
-from capstan_operator.decide.shape import Shape
-from capstan_operator.decide.sizing import Feedback, Sizing
-from capstan_operator.decide.trials import Fleet
+from capstan_operator.decide.scaling import sizing
+from capstan_operator.decide.scaling.replicas import Situation
+from capstan_operator.decide.scaling.sizing import Feedback, Sizing
+from capstan_operator.decide.seen.counters import ClassCounters
+from capstan_operator.decide.seen.observation import Observation, Phase, Replica
+from capstan_operator.decide.seen.reading import Reading
 
 _STARTUP_SHARE = 0.9
 _SHORTEST_LOOK_BACK_S = 10.0

@@ -11,8 +11,8 @@ moved for the deadline has failed, whatever the reason; what an engine calls inf
 from collections.abc import Iterable
 
 from capstan_api.spec import Rollout, Switch
-from capstan_operator.decide.observation import Phase, Replica
 from capstan_operator.decide.render import Release
+from capstan_operator.decide.seen.observation import Phase, Replica
 from capstan_operator.decide.values import Value
 from capstan_operator.decide.verdicts import INFEASIBLE
 

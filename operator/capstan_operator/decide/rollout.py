@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from itertools import count as numbers
 from itertools import islice
 
-from capstan_operator.decide.observation import Phase, Replica
+from capstan_operator.decide.seen.observation import Phase, Replica
 from capstan_operator.decide.values import Value
 
 # The farther a replica has come, the later it is given up.

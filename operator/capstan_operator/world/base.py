@@ -15,7 +15,7 @@ from typing import Protocol
 from capstan_api.engine_args import EngineArgs, GatewayArgs
 from capstan_api.status import DecisionStatus, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 
 
 @dataclass(frozen=True)

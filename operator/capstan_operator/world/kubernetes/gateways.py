@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from capstan_api.engine_args import GatewayArgs
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.errors import AdminError, WorldError
 from capstan_operator.world.base import GatewayFacts
 from capstan_operator.world.kubernetes import gateway, phases

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from capstan_api import names
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.decide.verdicts import VERDICTS
 from capstan_operator.world.base import GatewayFacts, ReplicaFacts
 from capstan_operator.world.kubernetes.engine_pod import ENGINE, FETCH

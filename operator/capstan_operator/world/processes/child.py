@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capstan_operator.bounded_http import BoundedHttp
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.decide.verdicts import verdict_in
 from capstan_operator.errors import AdminError
 from capstan_operator.settings import OperatorSettings

@@ -19,7 +19,7 @@ from capstan_api.engine_args import EngineArgs, GatewayArgs
 from capstan_api.status import DecisionStatus, InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.bounded_http import BoundedHttp
-from capstan_operator.decide.observation import Phase
+from capstan_operator.decide.seen.observation import Phase
 from capstan_operator.errors import AdminError, WorldError
 from capstan_operator.settings import OperatorSettings
 from capstan_operator.world.base import GatewayFacts, ReplicaFacts

@@ -1,0 +1,164 @@
+"""The fast loop: which token budget and number of sequences engines work with from now on.
+
+`ideal` says what the thresholds allow, `long_steps` whether the TPOT bounds the length of a step at all,
+`lateness` what was measured; here one adjustment moves one rung of the ladder. What protects answers that are being
+given is in force everywhere at once. Everything else is tried on one replica first, where there are several: as far as
+the ideal, but no farther than a queue raises the budget anyway, and half as far where that was too much. What was borne
+there is the way that all then go, rung by rung. While others warm up nothing is loosened, and a queue that has lost its
+TTFT no longer lengthens steps: it would only take the TPOT of those who were admitted.
+
+The surprising idea: what is not carried out is not learnt from. While a step waits for its trial the guard may fall and
+not rise, or it would have run away by the time at which the trial ends.
+"""
+
+from collections.abc import Iterable
+from itertools import takewhile
+
+from capstan_api.limits import BatchLimits, Envelope
+from capstan_api.scaling import BatchLimitsPolicy
+from capstan_operator.decide.limits.canary import CanaryMemory
+from capstan_operator.decide.limits.capacity import HEADROOM
+from capstan_operator.decide.limits.ideal import explained, ideal, lower, next_rung, one_rung, rungs, step
+from capstan_operator.decide.limits.lateness import guarded, hurried, is_late, watched
+from capstan_operator.decide.limits.long_steps import LongSteps
+from capstan_operator.decide.limits.memory import Change, LimitsMemory, burst_budget
+from capstan_operator.decide.limits.situation import Situation
+from capstan_operator.decide.limits.trials import Fleet, Outcome, Verdict
+from capstan_operator.decide.values import Value
+
+
+class Advice(Value):
+    memory: LimitsMemory
+    change: Change | None = None
+    verdict: Verdict | None = None
+    """Of a trial that has just ended."""
+
+
+def adjust(
+    memory: LimitsMemory,
+    situation: Situation,
+    fleet: Fleet,
+    envelope: Envelope,
+    policy: BatchLimitsPolicy,
+    now: float,
+) -> Advice:
+    """One turn of the fast loop. Without anything to go by, or between two adjustments, the limits stay."""
+    canary, verdict = memory.canary.watched(fleet, now).followed(fleet, now)
+    memory = memory.changed(limits=envelope.clamp(memory.limits or envelope.top), canary=canary)
+    if situation.is_known:
+        memory = watched(memory, situation, fleet.answer_s, now)
+    if verdict is not None:
+        advice = _concluded(memory, verdict, envelope, policy, now)
+    else:
+        advice = _adjusted(memory, situation, fleet, envelope, policy, now)
+    return advice.changed(memory=hurried(advice.memory, situation, envelope, now))
+
+
+def _adjusted(
+    memory: LimitsMemory,
+    situation: Situation,
+    fleet: Fleet,
+    envelope: Envelope,
+    policy: BatchLimitsPolicy,
+    now: float,
+) -> Advice:
+    current = memory.limits or envelope.top
+    too_early = memory.adjusted_at is not None and now - memory.adjusted_at < policy.adjustment_interval_seconds
+    if too_early or not situation.is_known:
+        return Advice.made(memory=memory)
+    # Before anything was measured under limits of ours, answers are protected.
+    steps = memory.steps if memory.adjusted_at is None else _chosen(memory.steps, situation, envelope)
+    # What long steps make late is weighed by whoever chose them: fewer sequences would not make them shorter.
+    late = not steps.are_long and is_late(memory)
+    before, guard = memory.guard, memory.guard if steps.are_long else guarded(memory)
+    if guard < before:
+        predicted = ideal(situation, current, envelope, before, are_long=steps.are_long)
+        if predicted.is_below(current.max_batched_tokens):
+            # The model asks for less already: late answers are no news, and no fault of its.
+            guard = before
+    # A queue that has lost its TTFT fills every step: no shorter ones make up for those above the threshold.
+    is_spared = situation.is_warming and situation.is_lost
+    are_long, asked = steps.are_long and not is_spared, min(guard, 1.0) if is_spared else guard
+    goal = ideal(situation, current, envelope, asked, are_long=are_long)
+    wanted = next_rung(current, goal, envelope, policy)
+    memory = memory.changed(steps=steps, adjusted_at=now, guard=guard, late_now=False, pressed=False)
+    kept = Advice.made(memory=memory.changed(guard=min(before, guard)))
+    tighter = lower(current, wanted)
+    if tighter.max_batched_tokens < current.max_batched_tokens or (late and tighter != current):
+        # Those that are being answered cannot wait for a trial, and a trial of more is over.
+        canary = memory.canary.reverted(current, tighter, now, was_measured=guard < before)
+        memory = memory.changed(canary=canary, borne=None if late else memory.borne)
+        reason, because = explained(current, tighter, situation, asked, is_late=late, are_long=are_long)
+        return _changed(memory, tighter, reason, because, now)
+    trial = memory.canary.trial
+    if trial is not None:
+        if goal.bears(trial.limits, trial.instead_of):
+            return kept
+        canary, verdict = memory.canary.ended("no more is asked for by now", now)
+        return _concluded(kept.memory.changed(canary=canary), verdict, envelope, policy, now)
+    if wanted == current:
+        return Advice.made(memory=memory)
+    if situation.is_warming or memory.canary.refuses(wanted, current, now):
+        return kept
+    reason, because = explained(current, wanted, situation, asked, is_late=late, are_long=are_long)
+    if len(fleet.serving(now)) < 2 or memory.has_borne(wanted):
+        return _changed(memory, wanted, reason, because, now)
+    tried = farthest(memory.canary, current, rungs(current, goal, envelope, policy), envelope, now)
+    begun = memory.canary.begin(tried, current, fleet, now)
+    if begun is None or begun.trial is None:
+        return kept
+    message = f"tried on {begun.trial.replica} first, {because}: {step(current, tried)}"
+    change = Change(reason=Outcome.TRIED, message=message, old=current, new=tried)
+    return Advice.made(memory=_told(kept.memory.changed(canary=begun), change, now), change=change)
+
+
+def _chosen(steps: LongSteps, situation: Situation, envelope: Envelope) -> LongSteps:
+    """Whether full steps are to be long, now that it is looked at again."""
+    target, signals = situation.target, situation.signals
+    if target is None:
+        return steps
+    n = min(signals.decode_sequences, envelope.max_sequences)
+    base_s = situation.model.step_seconds(0, n, signals.context_tokens)
+    longest_s = base_s + situation.token_s * max(0.0, envelope.max_batched_tokens - n)
+    return steps.chosen(situation, min(longest_s, HEADROOM * target.threshold_s), longest_s)
+
+
+def farthest(
+    canary: CanaryMemory, current: BatchLimits, way: Iterable[BatchLimits], envelope: Envelope, now: float
+) -> BatchLimits:
+    """The limits to try: as far on the way as a burst goes, and half as far as what is refused."""
+    first, *further = way
+    most = burst_budget(current.max_batched_tokens, envelope)
+    there = [first, *takewhile(lambda limits: limits.max_batched_tokens <= most, further)]
+    while len(there) > 1 and canary.refuses(there[-1], current, now):
+        there = there[: len(there) // 2]
+    return there[-1]
+
+
+def _concluded(
+    memory: LimitsMemory, verdict: Verdict, envelope: Envelope, policy: BatchLimitsPolicy, now: float
+) -> Advice:
+    """The limits after a trial's verdict: all take the first rung of what was borne."""
+    trial, current = verdict.trial, memory.limits or envelope.top
+    memory = memory.changed(adjusted_at=now)
+    if verdict.outcome is Outcome.KEPT:
+        borne = envelope.clamp(trial.limits)
+        first = one_rung(current, borne, envelope, policy)
+        way = f"{step(current, first)} for all" + (f", {step(first, borne)} to follow" if first != borne else "")
+        change = Change(reason=verdict.outcome, message=f"{verdict.because}: {way}", old=current, new=first)
+        memory = memory.changed(limits=first, borne=borne, moved_at=now)
+    else:
+        taken_back = f"{verdict.because}: {step(trial.instead_of, trial.limits)} taken back"
+        change = Change(reason=verdict.outcome, message=taken_back, old=trial.limits, new=current)
+    return Advice.made(memory=_told(memory, change, now), change=change, verdict=verdict)
+
+
+def _changed(memory: LimitsMemory, wanted: BatchLimits, reason: str, because: str, now: float) -> Advice:
+    """Limits that all have from now on."""
+    assert memory.limits is not None, "limits are set before they are changed"
+    change = Change(reason=reason, message=f"{because}: {step(memory.limits, wanted)}", old=memory.limits, new=wanted)
+    return Advice.made(memory=_told(memory.changed(limits=wanted, moved_at=now), change, now), change=change)
+
+
+def _told(memory: LimitsMemory, change: Change, now: float) -> LimitsMemory:
+    return memory.changed(changed_at=now, reason=change.reason, message=change.message)
