@@ -10,6 +10,7 @@
     ├── DeadlineExceeded        408     server_error           deadline_exceeded
     ├── StaleVersion            409     invalid_request_error  stale_version
     ├── BodyTooLarge            413     invalid_request_error  body_too_large
+    ├── TooManyBytes            429     rate_limit_error       too_many_bytes        Retry-After
     ├── TooManyHeld             429     rate_limit_error       too_many_waiting      Retry-After
     ├── InternalError           500     server_error           internal_error
     ├── ReplicaLost             502     server_error           replica_lost
@@ -99,6 +100,12 @@ class StaleVersion(GatewayError):
 class BodyTooLarge(GatewayError):
     status = 413
     code = "body_too_large"
+
+
+class TooManyBytes(GatewayError):
+    status = 429
+    type = "rate_limit_error"
+    code = "too_many_bytes"
 
 
 class TooManyHeld(GatewayError):

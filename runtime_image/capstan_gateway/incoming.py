@@ -26,6 +26,7 @@ from capstan_api.names import (
     HEADER_SLO_CLASS,
     HEADER_WAITED_MS,
 )
+from capstan_gateway.bodies import Body
 from capstan_gateway.classes import ClassTable
 from capstan_gateway.errors import BodyTooLarge, InvalidRequest, RequestTimedOut
 from capstan_gateway.routing import BYTES_PER_TOKEN, MAX_BLOCKS, TOKENS_PER_BLOCK, prefix_keys
@@ -113,8 +114,11 @@ def request_id_of(headers: Headers) -> str:
     return given if _REQUEST_ID.fullmatch(given) else uuid4().hex
 
 
-async def read_body(headers: Headers, receive: Receive) -> bytes:
-    """The whole body, counted while it comes. Raises BodyTooLarge, RequestTimedOut and ClientGone."""
+async def read_body(headers: Headers, receive: Receive, account: Body | None = None) -> bytes:
+    """The whole body, counted while it comes, and on its account if it has one.
+
+    Raises BodyTooLarge, TooManyBytes, RequestTimedOut and ClientGone.
+    """
     declared = headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
         raise _too_large()
@@ -130,6 +134,8 @@ async def read_body(headers: Headers, receive: Receive) -> bytes:
                 size += len(chunk)
                 if size > MAX_BODY_BYTES:
                     raise _too_large()
+                if account is not None:
+                    account.grow(len(chunk))
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return b"".join(chunks)

@@ -14,7 +14,8 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from capstan_gateway import access
-from capstan_gateway.errors import Draining, GatewayError, InternalError
+from capstan_gateway.bodies import Bodies, Body
+from capstan_gateway.errors import Draining, GatewayError, InternalError, TooManyBytes
 from capstan_gateway.exchange import Exchange, Fleet
 from capstan_gateway.incoming import ClientGone, Incoming, parse, read_body, request_id_of
 from capstan_gateway.interruption import Interruption
@@ -33,6 +34,7 @@ class Proxy:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self._bodies = Bodies()
         self._interruptions: set[Interruption] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -69,16 +71,18 @@ class Proxy:
         headers = Headers(scope=scope)
         reply = Reply(send, request_id_of(headers))
         measured = scope["path"] in _MEASURED_PATHS
-        with self._opened():
+        with self._opened(), self._bodies.one() as account:
             try:
-                incoming = await self._accept(scope["path"], headers, receive, reply.request_id, arrival)
+                body = await self._read(headers, receive, account)
+                incoming = self._understood(scope["path"], headers, body, reply.request_id, arrival)
             except ClientGone:
                 # Without its body it never was a request.
                 return
             except GatewayError as error:
                 await reply.fail(error)
                 if measured:
-                    outcome = Outcome.REJECTED if isinstance(error, Draining) else Outcome.INVALID
+                    refused = isinstance(error, Draining | TooManyBytes)
+                    outcome = Outcome.REJECTED if refused else Outcome.INVALID
                     default = self._fleet.config.classes.default
                     self._fleet.metrics.arrived(default, 0)
                     self._fleet.metrics.ended(default, Ended(outcome), 0)
@@ -91,10 +95,12 @@ class Proxy:
                 estimate = self._fleet.metrics.estimated(incoming.num_prompt_tokens)
                 access.log(incoming, ended, estimate, self._fleet.clock())
 
-    async def _accept(self, path: str, headers: Headers, receive: Receive, request_id: str, arrival: float) -> Incoming:
+    async def _read(self, headers: Headers, receive: Receive, account: Body) -> bytes:
         if self.draining:
             raise _draining()
-        body = await read_body(headers, receive)
+        return await read_body(headers, receive, account)
+
+    def _understood(self, path: str, headers: Headers, body: bytes, request_id: str, arrival: float) -> Incoming:
         config = self._fleet.config
         return parse(
             path,
