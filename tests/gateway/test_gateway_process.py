@@ -1,12 +1,14 @@
 """The gateway as a process: what the parent sees of it."""
 
 import asyncio
+import io
 import json
 import os
 import resource
 import signal
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +138,27 @@ async def test_a_taken_port_is_one_clear_line_and_status_1(tmp_path, start_repli
     assert process.returncode == 1
     assert f"port {taken}" in errors.decode().splitlines()[-1]
     assert "Traceback" not in errors.decode()
+
+
+async def test_a_crowd_of_long_prompts_stays_within_its_memory(tmp_path, session):
+    body = json.dumps({"prompt": "x" * ((8 << 20) - 4096)}).encode()
+    headers = {"content-type": "application/json"}
+    async with running(tmp_path) as process:
+        listening = json.loads(await process.stdout.readline())
+        url = f"http://127.0.0.1:{listening['port']}/v1/completions"
+
+        async def ask():
+            async with session.post(url, data=io.BytesIO(body), headers=headers) as response:
+                return response.status
+
+        crowd = [asyncio.create_task(ask()) for _ in range(32)]
+        done = []
+        while len(done) < 20:
+            done, _ = await asyncio.wait(crowd, timeout=1)
+        assert {task.result() for task in done} == {429}
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak_kib = int(status.partition("VmHWM:")[2].split()[0])
+        assert peak_kib < 256 << 10, "what a gateway is given on a cluster"
+        for task in crowd:
+            task.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
