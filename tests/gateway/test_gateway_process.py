@@ -37,6 +37,10 @@ async def running(tmp_path, *flags, config=CONFIG, **options):
         await process.communicate()
 
 
+def peak_kib(pid):
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
 async def put(session, listening, replica):
     url = f"http://127.0.0.1:{listening['admin_port']}/admin/replicas"
     body = {"replicas": [{"id": replica.id, "url": replica.url, "state": "Ready"}]}
@@ -156,9 +160,7 @@ async def test_a_crowd_of_long_prompts_stays_within_its_memory(tmp_path, session
         while len(done) < 20:
             done, _ = await asyncio.wait(crowd, timeout=1)
         assert {task.result() for task in done} == {429}
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        peak_kib = int(status.partition("VmHWM:")[2].split()[0])
-        assert peak_kib < 256 << 10, "what a gateway is given on a cluster"
+        assert peak_kib(process.pid) < 256 << 10, "what a gateway is given on a cluster"
         for task in crowd:
             task.cancel()
         await asyncio.gather(*crowd, return_exceptions=True)
