@@ -149,9 +149,12 @@ def _loop(engine: Engine, channel: Channel) -> None:
             match message:
                 case Submit():
                     try:
-                        engine.submit(message)
+                        displaced = engine.submit(message)
                     except RequestError as error:
                         channel.send(_refused(message.request_id, error))
+                    else:
+                        if displaced is not None:
+                            channel.send(_refused(*displaced))
                 case Abort():
                     engine.abort(message.request_ids)
                 case SetLimits():

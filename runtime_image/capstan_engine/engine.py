@@ -16,7 +16,7 @@ from capstan_api.footprint import MemoryFigures
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import RequestError
 from capstan_engine.messages import CoreState, Output, Ready, StepSample, Submit, Update
-from capstan_engine.scheduler.scheduler import Scheduler
+from capstan_engine.scheduler.scheduler import Displaced, Scheduler
 from capstan_engine.scheduler.step import StepPlan, StepResult
 
 Landing = Callable[[], StepResult]
@@ -75,13 +75,16 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.has_work or bool(self._flights)
 
-    def submit(self, submit: Submit) -> None:
-        """Accept a request. Raises RequestTooLarge, QueueFull, or RequestError for one that makes no sense."""
+    def submit(self, submit: Submit) -> Displaced | None:
+        """Accept a request, in place of the one returned if the queue is full.
+
+        Raises RequestTooLarge, QueueFull, or RequestError for one that makes no sense.
+        """
         ids = submit.prompt_token_ids
         # One id beyond the embedding would end the engine and every request in it.
         if ids and not 0 <= min(ids) <= max(ids) < self._vocab_size:
             raise RequestError(f"prompt token ids must be from 0 to {self._vocab_size - 1}", param="prompt")
-        self._scheduler.submit(submit)
+        return self._scheduler.submit(submit)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests; unknown ids are ignored."""

@@ -190,7 +190,7 @@ class Update(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """A request that the core could not take, for instance one larger than the KV cache."""
+    """A request that the core could not take, for instance one larger than the KV cache; before its first output."""
 
     request_id: str
     reason: str

@@ -157,6 +157,17 @@ async def test_a_full_queue_is_refused_with_the_time_to_retry(new_client: NewCli
         assert all(len(tokens(r)) == 200 for r in results if not isinstance(r, BaseException))
 
 
+async def test_who_makes_place_for_more_urgent_ones_is_told_so(new_client: NewClient) -> None:
+    async with started(new_client("good")) as client:
+        client.set_limits(BatchLimits(max_sequences=1, max_batched_tokens=8))
+        crowd = [collect(client, make_submit(f"r{i}", max_tokens=200)) for i in range(12)]
+        urgent = [collect(client, make_submit(f"u{i}", max_tokens=20, priority=1)) for i in range(3)]
+        results = await asyncio.gather(*crowd, *urgent, return_exceptions=True)
+        assert [len(tokens(r)) for r in results[12:] if not isinstance(r, BaseException)] == [20] * 3
+        assert all(isinstance(r, QueueFull) or len(tokens(r)) == 200 for r in results[:12])
+        assert client.num_open == 0
+
+
 async def test_an_id_in_use_is_refused_and_the_first_stream_goes_on(new_client: NewClient) -> None:
     async with started(new_client("good")) as client, aclosing(client.generate(make_submit(max_tokens=20))) as stream:
         first = await anext(stream)

@@ -103,13 +103,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             stop_token_ids=stop_token_ids,
         )
         try:
-            self.scheduler.submit(submit)
+            displaced = self.scheduler.submit(submit)
         except QueueFull:
             assert self.scheduler.num_waiting >= 6
             return
         except RequestTooLarge:
             assert len(prompt) + max_tokens > min(MAX_MODEL_LEN, NUM_BLOCKS * BLOCK_SIZE)
             return
+        if displaced is not None:
+            assert self.submits[displaced.request_id].priority < priority
+            assert not self.tokens[displaced.request_id]
+            self.aborted.add(displaced.request_id)
         self.submits[submit.request_id] = submit
         self.tokens[submit.request_id] = []
         self.expected[submit.request_id] = alone(submit)

@@ -60,3 +60,37 @@ def test_no_queue_at_all_still_takes_what_can_run_at_once() -> None:
     loop.submit(make_submit("a"))
     with pytest.raises(QueueFull):
         loop.submit(make_submit("b"))
+
+
+def test_at_a_full_queue_the_worst_rank_makes_place_though_it_came_first() -> None:
+    loop = Loop(max_sequences=1, max_queued_requests=1)
+    for name in ("bulk", "bulk too"):
+        loop.submit(make_submit(name, priority=-1))
+    with pytest.raises(QueueFull):
+        loop.submit(make_submit("bulk as well", priority=-1))
+    displaced = loop.scheduler.submit(make_submit("urgent", priority=1))
+    assert displaced is not None
+    assert displaced.request_id == "bulk too"
+    assert 1 <= displaced.error.retry_after_seconds <= 60
+    assert loop.scheduler.submit(make_submit("urgent too", priority=1)).request_id == "bulk"
+    assert sorted(loop.finish()) == ["urgent", "urgent too"]
+
+
+def test_what_was_begun_is_not_displaced() -> None:
+    loop = Loop(num_blocks=4, max_sequences=2, max_queued_requests=0)
+    loop.submit(make_submit("a", prompt=range(4), max_tokens=12, priority=-1))
+    loop.submit(make_submit("b", prompt=range(4), max_tokens=12, priority=-1))
+    loop.step()
+    while not loop.scheduler.num_preemptions:
+        loop.step()
+    loop.limit(1, 64)
+    with pytest.raises(QueueFull):
+        loop.submit(make_submit("urgent", priority=1))
+    assert sorted(loop.finish()) == ["a", "b"]
+
+
+def test_a_higher_class_that_came_much_later_displaces_nobody() -> None:
+    loop = Loop(max_sequences=1, max_queued_requests=0)
+    loop.submit(make_submit("patient"))
+    with pytest.raises(QueueFull):
+        loop.submit(make_submit("urgent", priority=1, arrival_time=31.0))

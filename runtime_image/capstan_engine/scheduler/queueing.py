@@ -37,6 +37,10 @@ class WaitingQueue:
         """The next to be admitted. The queue must not be empty."""
         return self._requests[0]
 
+    def last_untouched(self) -> Request | None:
+        """The last of those for which nothing has been computed yet."""
+        return next((r for r in reversed(self._requests) if r.first_scheduled_time is None), None)
+
     def precedes(self, request: Request) -> bool:
         """Whether the next to be admitted ranks before `request`."""
         return bool(self._requests) and self._requests[0].rank < request.rank

@@ -13,14 +13,16 @@ what it computes for those is dropped. Steps run one after the other, so the blo
 out while the step that still writes to them is in flight.
 
 Surprising idea: one `rank`, fixed at arrival, decides everything that is an order: who is admitted, whose prompt goes
-first, and who is preempted (the worst rank). An admitted request holds blocks for its whole prompt at once, so only
-decodes can ever lack a block, and preemption happens in one place.
+first, who is preempted and, where the queue is full, who is refused (the worst rank, though it came first). An admitted
+request holds blocks for its whole prompt at once, so only decodes can ever lack a block, and preemption happens in one
+place.
 """
 
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 from operator import attrgetter
+from typing import NamedTuple
 
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import QueueFull, RequestError, RequestTooLarge
@@ -33,6 +35,13 @@ from capstan_engine.scheduler.step import Sampled, ScheduledRequest, StepPlan, S
 from capstan_engine.scheduler.step_builder import StepBuilder
 
 _by_rank = attrgetter("rank")
+
+
+class Displaced(NamedTuple):
+    """A waiting request that was refused after all, for one of better rank."""
+
+    request_id: str
+    error: QueueFull
 
 
 class Scheduler:
@@ -89,11 +98,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._running or self._waiting)
 
-    def submit(self, submit: Submit) -> None:
-        """Put a request into the queue.
+    def submit(self, submit: Submit) -> Displaced | None:
+        """Put a request into the queue. Returns whom that has displaced: no output follows for it.
 
-        Raises RequestTooLarge when the engine could never hold it, QueueFull when too many wait, and RequestError for
-        an empty prompt or an id that is in use.
+        Raises RequestTooLarge when the engine could never hold it, QueueFull when too many wait of no worse rank, and
+        RequestError for an empty prompt or an id that is in use.
         """
         self._now = max(self._now, submit.arrival_time)
         if submit.request_id in self._requests:
@@ -102,17 +111,13 @@ class Scheduler:
             raise RequestError("the prompt must hold at least one token", param="prompt")
         request = Request.from_submit(submit, self._num_submitted, self.max_model_len)
         self._check_size(request)
-        free_places = max(self.limits.max_sequences - len(self._running), 0)
-        if len(self._waiting) >= self._max_queued_requests + free_places:
-            raise QueueFull(
-                f"{len(self._waiting)} requests wait already; try again later",
-                retry_after_seconds=retry_after_s(self._waiting, self._completions, self._now),
-            )
+        displaced = self._make_place_for(request)
         self._num_submitted += 1
         self._requests[request.id] = request
         self._waiting.push(request)
         if request.deadline is not None:
             insort(self._deadlines, (request.deadline, request.id))
+        return displaced
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget these requests and take their blocks back; unknown ids are ignored. No output follows."""
@@ -166,6 +171,21 @@ class Scheduler:
                 "KV cache holds; shorten the prompt, lower max_tokens, or give the engine more kv_cache_bytes",
                 param="max_tokens",
             )
+
+    def _make_place_for(self, request: Request) -> Displaced | None:
+        """Refuse the worst rank where the queue is full: `request` itself, or who waits and has had nothing yet."""
+        free_places = max(self.limits.max_sequences - len(self._running), 0)
+        if len(self._waiting) < self._max_queued_requests + free_places:
+            return None
+        error = QueueFull(
+            f"{len(self._waiting)} requests wait already; try again later",
+            retry_after_seconds=retry_after_s(self._waiting, self._completions, self._now),
+        )
+        worst = self._waiting.last_untouched()
+        if worst is None or worst.rank < request.rank:
+            raise error
+        self._release(worst)
+        return Displaced(worst.id, error)
 
     def _end_expired(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] < now:
