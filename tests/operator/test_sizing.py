@@ -41,6 +41,14 @@ def test_what_no_fleet_can_avoid_asks_for_no_replicas() -> None:
     assert sized(np.ones_like(FLEETS)).needed == 1
 
 
+def test_what_may_be_missed_counts_what_no_fleet_can_avoid_though_one_replica_is_enough() -> None:
+    hopeless = sized(misses(0.1, unavoidable=0.4))
+    assert hopeless.needed == 1
+    assert hopeless.unavoidable == 0.4
+    assert hopeless.missed(1)["class-0"] <= hopeless.allowed
+    assert sized(misses(3.0)).unavoidable == 0
+
+
 def test_an_overload_beyond_every_allowed_fleet_is_not_unavoidable() -> None:
     assert sized(misses(40.0)).needed > 24
 

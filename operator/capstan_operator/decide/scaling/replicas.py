@@ -267,6 +267,8 @@ def _would_miss(sizing: Sizing, replicas: int) -> str:
     sign = ">" if share > sizing.allowed else "≤"
     span = f"{sizing.seconds / 60:.0f} min" if sizing.seconds >= 120 else f"{sizing.seconds:.0f} s"
     missed = f"would have missed {_percent(share)} {sign} {_percent(sizing.allowed)} of {sizing.binding}"
+    if sizing.unavoidable:
+        missed += f" (any fleet {_percent(sizing.unavoidable)})"
     rise = f", and {_percent(sizing.rise - 1)} more is usual by the time that others are ready"
     return f"{_count(replicas)} {missed} in the last {span}{rise if sizing.rise >= _NOTABLE_RISE else ''}"
 

@@ -91,6 +91,8 @@ class Sizing:
     """The class that asks for most."""
     allowed: float
     """The share of its requests that may miss."""
+    unavoidable: float
+    """The share that any fleet would have missed, where that raises what may be."""
     margin: float
     seconds: float
     """Of look-back."""
@@ -113,20 +115,21 @@ class Sizing:
 def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float, rise: float = 1.0) -> Sizing:
     """The sizing for classes that may miss `allowed` of their requests, with the margin `factor`, `rise` included."""
     misses = bank.misses(len(sizes))
-    needed, safe, binding, share = 1, 1, 0, allowed[0]
-    for k, permitted in enumerate(allowed):
-        unavoidable = float(misses.shares[k][-1])
-        up = max(permitted, unavoidable + _BEYOND_SHARE * permitted)
-        down = max(_SAFE_SHARE * permitted, unavoidable + _SAFE_SHARE * _BEYOND_SHARE * permitted)
+    unavoidable = [float(of_class[-1]) for of_class in misses.shares]
+    ups = [max(share, lost + _BEYOND_SHARE * share) for share, lost in zip(allowed, unavoidable, strict=True)]
+    needed, safe, binding = 1, 1, 0
+    for k, (permitted, lost, up) in enumerate(zip(allowed, unavoidable, ups, strict=True)):
+        down = max(_SAFE_SHARE * permitted, lost + _SAFE_SHARE * _BEYOND_SHARE * permitted)
         asked = _fewest(misses.shares[k], sizes, up, factor)
         if asked > needed:
-            needed, binding, share = asked, k, up
+            needed, binding = asked, k
         safe = max(safe, _fewest(misses.shares[k], sizes, down, factor))
     return Sizing(
         needed=needed,
         safe=max(safe, needed),
         binding=bank.classes[binding],
-        allowed=share,
+        allowed=ups[binding],
+        unavoidable=unavoidable[binding] if ups[binding] > allowed[binding] else 0.0,
         margin=factor,
         seconds=misses.seconds,
         names=bank.classes,
