@@ -49,6 +49,14 @@ def test_what_may_be_missed_counts_what_no_fleet_can_avoid_though_one_replica_is
     assert sized(misses(3.0)).unavoidable == 0
 
 
+def test_a_small_fleet_that_is_told_to_have_missed_less_than_a_larger_one_is_not_enough() -> None:
+    told = misses(3.0)
+    told[1:4] = 0.0
+    asked = sized(told)
+    assert asked.needed == sized(misses(3.0)).needed
+    assert asked.missed(1)["class-0"] > 0.5
+
+
 def test_an_overload_beyond_every_allowed_fleet_is_not_unavoidable() -> None:
     assert sized(misses(40.0)).needed > 24
 

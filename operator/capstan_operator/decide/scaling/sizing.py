@@ -115,6 +115,11 @@ class Sizing:
 def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float, rise: float = 1.0) -> Sizing:
     """The sizing for classes that may miss `allowed` of their requests, with the margin `factor`, `rise` included."""
     misses = bank.misses(len(sizes))
+    # After a sudden load a small fleet can be told to have missed less than a larger one. What is enough must be enough
+    # for every larger one too, or a replica would go although the rest would miss.
+    shares = misses.shares.copy()
+    shares[:, 1:] = np.maximum.accumulate(shares[:, :0:-1], axis=1)[:, ::-1]
+    misses = misses._replace(shares=shares)
     unavoidable = [float(of_class[-1]) for of_class in misses.shares]
     ups = [max(share, lost + _BEYOND_SHARE * share) for share, lost in zip(allowed, unavoidable, strict=True)]
     needed, safe, binding = 1, 1, 0
