@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final, TypeVar
 
 import pytest
@@ -14,7 +13,8 @@ from cluster.gobuild import Progress
 _C = TypeVar("_C", bound=Cluster)
 
 
-# Where lines go at once, if not to this process's terminal: the output of whoever runs several parts side by side.
+# The inherited descriptor to which lines go at once, if not to this process's terminal: the output of whoever runs
+# several parts side by side. Opened anew it would have a place of its own in a file, and write over what others wrote.
 PROGRESS_VARIABLE: Final = "CAPSTAN_TEST_PROGRESS"
 
 
@@ -29,8 +29,7 @@ def progress(request: pytest.FixtureRequest) -> Progress:
 
     def say(line: str) -> None:
         if elsewhere:
-            with Path(elsewhere).open("a") as output:
-                output.write(f"cluster: {line}\n")
+            os.write(int(elsewhere), f"cluster: {line}\n".encode())
             return
         with capture.global_and_fixture_disabled():
             reporter.write_line(f"cluster: {line}")
