@@ -11,13 +11,13 @@ from typing import Final
 from capstan_gateway.errors import TooManyBytes
 
 MAX_TOTAL_BYTES: Final = 64 << 20
-"""A quarter of the memory that a gateway has unless told otherwise: a body is there twice while it is read."""
+"""Unless told otherwise. A quarter of the process's memory is right: a body is there twice while it is read."""
 _RETRY_AFTER_S: Final = 1.0
 
 
 class Bodies:
-    def __init__(self) -> None:
-        self._free = MAX_TOTAL_BYTES
+    def __init__(self, max_bytes: int = MAX_TOTAL_BYTES) -> None:
+        self._free = max_bytes
 
     @contextmanager
     def one(self) -> Iterator["Body"]:

@@ -14,6 +14,7 @@ import aiohttp
 from capstan_api.engine_args import GatewayArgs
 from capstan_gateway.admin import admin_app
 from capstan_gateway.app import public_app
+from capstan_gateway.bodies import MAX_TOTAL_BYTES, Bodies
 from capstan_gateway.config import LiveConfig
 from capstan_gateway.exchange import Fleet
 from capstan_gateway.holding import WaitingRoom
@@ -32,9 +33,17 @@ _POOL_KEEP_ALIVE_S: Final = 30.0
 class Gateway:
     """Use as an async context manager; on exit everything still open is ended with an error."""
 
-    def __init__(self, args: GatewayArgs, *, api_key: str | None = None, admin_token: str | None = None) -> None:
-        """Raises ValueError when the classes cannot be told apart."""
+    def __init__(
+        self,
+        args: GatewayArgs,
+        *,
+        api_key: str | None = None,
+        admin_token: str | None = None,
+        max_body_bytes: int = MAX_TOTAL_BYTES,
+    ) -> None:
+        """Bodies of open requests hold `max_body_bytes` together. Raises ValueError when classes are ambiguous."""
         self._config = LiveConfig(args)
+        self._bodies = Bodies(max_body_bytes)
         self._api_key = api_key
         self._admin_token = admin_token
         self._drain: asyncio.Task[bool] | None = None
@@ -47,7 +56,7 @@ class Gateway:
         metrics = GatewayMetrics(args.slo_classes, table, room)
         session = _session()
         self._fleet = Fleet(table, room, session, metrics, self._config)
-        self._proxy = Proxy(self._fleet)
+        self._proxy = Proxy(self._fleet, self._bodies)
         public = public_app(self._proxy, self._config, metrics, self._api_key)
         admin = admin_app(
             self._proxy, self._fleet, configure=self.configure, drain=self.start_draining, token=self._admin_token

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from capstan_api.engine_args import GatewayArgs
 from capstan_api.names import ENV_ADMIN_TOKEN, ENV_API_KEY
+from capstan_gateway.bodies import MAX_TOTAL_BYTES
 from capstan_gateway.gateway import Gateway
 from capstan_gateway.listener import CannotListen
 
@@ -50,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         gateway = Gateway(
-            args, api_key=os.environ.get(ENV_API_KEY) or None, admin_token=os.environ.get(ENV_ADMIN_TOKEN) or None
+            args,
+            api_key=os.environ.get(ENV_API_KEY) or None,
+            admin_token=os.environ.get(ENV_ADMIN_TOKEN) or None,
+            max_body_bytes=options.max_body_mebibytes << 20,
         )
     except ValueError as error:
         _refuse([str(error)], options.config)
@@ -61,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m capstan_gateway",
@@ -68,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="GatewayArgs as JSON")
     parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input closes")
+    parser.add_argument(
+        "--max-body-mebibytes",
+        type=_positive,
+        default=MAX_TOTAL_BYTES >> 20,
+        metavar="N",
+        help="what the bodies of all open requests may hold together: a quarter of the memory (default: %(default)s)",
+    )
     return parser
 
 

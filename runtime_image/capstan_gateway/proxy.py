@@ -32,9 +32,9 @@ _MEASURED_PATHS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 class Proxy:
     """ASGI application for the proxied routes."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, bodies: Bodies) -> None:
         self._fleet = fleet
-        self._bodies = Bodies()
+        self._bodies = bodies
         self._interruptions: set[Interruption] = set()
         self._empty = asyncio.Event()
         self._empty.set()

@@ -164,3 +164,17 @@ async def test_a_crowd_of_long_prompts_stays_within_its_memory(tmp_path, session
         for task in crowd:
             task.cancel()
         await asyncio.gather(*crowd, return_exceptions=True)
+
+
+async def test_bodies_hold_together_what_the_command_line_allows(tmp_path, session):
+    async with running(tmp_path, "--max-body-mebibytes", "1") as process:
+        listening = json.loads(await process.stdout.readline())
+        url = f"http://127.0.0.1:{listening['port']}/v1/completions"
+        async with session.post(url, json={"prompt": "x" * (600 << 10)}) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (429, "too_many_bytes")
+
+
+async def test_a_bound_that_no_body_fits_into_is_refused(tmp_path):
+    async with running(tmp_path, "--max-body-mebibytes", "0") as process:
+        assert await process.wait() == 2
+        assert b"--max-body-mebibytes" in await process.stderr.read()

@@ -205,6 +205,12 @@ def test_the_engines_configuration_is_what_the_engine_reads() -> None:
     assert json.loads(config["data"]["pod.json"]) == pod_spec(resource)
 
 
+def test_what_bodies_may_hold_in_a_gateway_follows_its_memory() -> None:
+    installation = replace(INSTALLATION, gateway_memory_mebibytes=1024)
+    template = gateway.deployment(deployment(), IDENTITY, installation)["spec"]["template"]
+    assert "--max-body-mebibytes=256" in template["spec"]["containers"][0]["args"]
+
+
 def test_the_gateways_template_does_not_depend_on_its_arguments() -> None:
     one, other = deployment(), deployment(routing={"hold": {"maxRequests": 7}})
     assert gateway.deployment(one, IDENTITY, INSTALLATION) == gateway.deployment(other, IDENTITY, INSTALLATION)

@@ -86,8 +86,10 @@ def deployment(resource: InferenceDeployment, identity: Identity, installation: 
 def _container(identity: Identity, installation: Installation) -> dict[str, Any]:
     amount = memory(installation.gateway_memory_mebibytes)
     image, module = installation.operator_image, "capstan_gateway"
+    bare = container(GATEWAY, identity, installation, image=image, module=module, config=GATEWAY_JSON)
     return {
-        **container(GATEWAY, identity, installation, image=image, module=module, config=GATEWAY_JSON),
+        **bare,
+        "args": [*bare["args"], f"--max-body-mebibytes={installation.gateway_memory_mebibytes // 4}"],
         "ports": ports(names.PORT_GATEWAY, names.PORT_GATEWAY_ADMIN),
         # No limit on processors: a gateway that is throttled adds its wait to every token.
         "resources": {
