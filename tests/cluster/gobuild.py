@@ -164,11 +164,10 @@ def _build_one(upstream: Upstream, target: Path, progress: Progress) -> None:
         started_s = time.monotonic()
         progress(f"building {upstream.name} {upstream.version}: {', '.join(upstream.programs)}")
         environment = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
-        process = subprocess.Popen(
-            [*command, *upstream.tools], cwd=upstream.folder, env=environment, stderr=subprocess.PIPE, text=True
-        )
-        said = _follow(process, upstream.name, started_s, progress)
-        if process.wait() != 0:
+        call = [*command, *upstream.tools]
+        with subprocess.Popen(call, cwd=upstream.folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            said = _follow(process, upstream.name, started_s, progress)
+        if process.returncode != 0:
             raise BuildFailed(f"go build of {upstream.name} {upstream.version} failed:\n" + "\n".join(said[-20:]))
         output.rename(target)
     progress(f"built {upstream.name} {upstream.version} in {time.monotonic() - started_s:.0f} s")
