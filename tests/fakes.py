@@ -125,6 +125,7 @@ def make_submit(
     arrival_time: float = 0.0,
     priority: int = 0,
     deadline: float | None = None,
+    first_token_due: float | None = None,
     cache_salt: str = "",
     seed: int = 0,
     max_tokens: int = 8,
@@ -138,5 +139,6 @@ def make_submit(
         arrival_time=arrival_time,
         priority=priority,
         deadline=deadline,
+        first_token_due=first_token_due,
         cache_salt=cache_salt,
     )

@@ -175,7 +175,10 @@ class Slo(Contract):
     name: Name = Field(description="Name of the class, as it appears in metrics and status.")
     priority: int = Field(default=0, ge=-1000, le=1000, description="Higher is admitted first and preempted last.")
     selector: Selector = Field(default_factory=Selector)
-    ttft: Objective | None = Field(default=None, description="Time to first token, from arrival at the gateway.")
+    ttft: Objective | None = Field(
+        default=None,
+        description="Time to first token, from arrival at the gateway. Requests that missed it let others go first.",
+    )
     tpot: Objective | None = Field(default=None, description="Time per output token after the first, per request.")
     objective_percent: Percent = Field(
         default="95", description="Share of requests that must meet every threshold, a decimal number up to 100."

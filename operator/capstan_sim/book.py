@@ -4,6 +4,7 @@ Knows no policy. Moments are appended in order of time, so that any sliding wind
 and any mean over it a difference of two running sums.
 """
 
+import math
 from bisect import bisect_right
 from itertools import accumulate
 
@@ -15,7 +16,14 @@ UNSET = -1.0
 class Book:
     """Plain lists, because the simulation reads and writes single numbers by the million."""
 
-    def __init__(self, workload: Workload, priorities: tuple[int, ...] = (0,), outside_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        priorities: tuple[int, ...] = (0,),
+        outside_s: float = 0.0,
+        ttft_s: tuple[float, ...] = (),
+    ) -> None:
+        """`priorities` and `ttft_s` are those of the SLO classes; no `ttft_s` at all is no threshold for any."""
         self.outside_s = outside_s
         """From the moment at which a replica has a token to that at which the client has it."""
         self.arrival: list[float] = workload.arrival.tolist()
@@ -26,6 +34,11 @@ class Book:
         self.slo_class: list[int] = workload.slo_class.tolist()
         self.priority: list[int] = [priorities[index] for index in self.slo_class]
         num = len(self.arrival)
+        self.first_token_due: list[float] = [math.inf] * num
+        """When an engine holds its first token for late."""
+        if ttft_s:
+            late_after = zip(self.arrival, self.slo_class, strict=True)
+            self.first_token_due = [arrival + ttft_s[index] for arrival, index in late_after]
         self.started: list[float] = [UNSET] * num
         """When a step of the replica that has it first computed a part of it."""
         self.first: list[float] = [UNSET] * num

@@ -93,12 +93,14 @@ class Trial:
         self.num_allowed = math.floor((1 - share) * len(workload) + _ROUNDING)
         """Requests that may be late."""
         self.num_simulations = 0
+        self.ttft_s = setting.rule.told([setting.objective.ttft_s])
+        """What engines know of it."""
 
     def run(self, policy: Policy, initial_replicas: int, prepare: Callable[[Fleet], None] | None = None) -> Summary:
         """The whole workload under `policy`; `prepare` is done to the fleet at the start."""
         self.num_simulations += 1
         setting = replace(self.setting, initial_replicas=initial_replicas)
-        record = simulate(self.workload, setting, TargetController(policy), prepare=prepare)
+        record = simulate(self.workload, setting, TargetController(policy), ttft_s=self.ttft_s, prepare=prepare)
         return summary(record, [setting.objective])
 
     def bound(self, schedule: Schedule, limits: BatchLimits, origin: str) -> Bound | None:
@@ -106,7 +108,8 @@ class Trial:
         self.num_simulations += 1
         setting = replace(self.setting, initial_replicas=schedule.targets[0], limits=limits)
         try:
-            record = simulate(self.workload, setting, _Impatient(schedule, setting.objective, self.num_allowed))
+            controller = _Impatient(schedule, setting.objective, self.num_allowed)
+            record = simulate(self.workload, setting, controller, ttft_s=self.ttft_s)
         except _TooManyLate:
             return None
         late_at = self.workload.arrival[~attained(record, [setting.objective])]

@@ -213,6 +213,6 @@ class _Paring:
         except SimulationError:
             return 0
         setting = replace(self._trial.setting, initial_replicas=targets[0], limits=self._base.limits)
-        record = simulate(part, setting, TargetController(Schedule(targets)))
+        record = simulate(part, setting, TargetController(Schedule(targets)), ttft_s=self._trial.ttft_s)
         counted = part.arrival >= (start - first) * TICK_S
         return int((counted & ~attained(record, [setting.objective])).sum())

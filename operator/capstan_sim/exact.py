@@ -64,13 +64,15 @@ class ExactReplica:
 
     def submit(self, request: int, now: float) -> None:
         book = self.book
+        due = book.first_token_due[request]
         self._scheduler.submit(
             Submit(
                 request_id=str(request),
                 prompt_token_ids=[0] * book.prompt[request],
                 params=SamplingParams(seed=0, max_tokens=book.output[request]),
-                arrival_time=now,
+                arrival_time=book.arrival[request],
                 priority=book.priority[request],
+                first_token_due=due if due < math.inf else None,
             )
         )
         self._here[request] = None

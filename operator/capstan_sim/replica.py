@@ -2,22 +2,26 @@
 
     decodes first · what is left of the token budget to prompts in order of rank · at most `max_sequences` at a time
     a prompt is admitted when the KV cache holds all of it · the worst rank is preempted when a decode finds no room
+    who has no output when its first token is late yields at the next step boundary
 
 Knows the seconds of a step only from its `StepModel`, and no fleet. The surprising idea: nothing happens between two
 ends of requests but equal decode steps that grow by one context token for each sequence, so their time is an arithmetic
 series. A *run* is one step with prompts in it, or a whole series of decode steps; an arrival cuts a series at the next
-step boundary. The result is that of stepping token by token, in a fiftieth of the time.
+step boundary, and so does the moment at which the head of the queue yields. The result is that of stepping token by
+token, in a fiftieth of the time.
 
 Where it differs from the real scheduler (`exact` drives that one): KV is counted in tokens and not in blocks, prefix
 hits come from the workload and are never evicted, and a request longer than the KV cache never gets here.
 """
 
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from heapq import heapify, heappop, heappush
+from operator import itemgetter
 
 from capstan_api.limits import BatchLimits
-from capstan_engine.scheduler.request import PRIORITY_LEVEL_S
+from capstan_engine.scheduler.request import LATE_HANDICAP_S, PRIORITY_LEVEL_S
 from capstan_sim.book import Book
 from capstan_sim.engine import REMEMBERED_RUNS, Run
 from capstan_sim.step_time import StepModel
@@ -39,9 +43,9 @@ class Replica:
     """The fast `Engine`."""
 
     __slots__ = (
-        "_busy_s", "_chunks", "_clock", "_context", "_finish", "_held", "_in_turn", "_num_generated", "_num_steps",
-        "_num_submitted", "_prompts", "_run", "_running", "_waiting", "book", "limits", "model", "num_preemptions",
-        "outstanding", "prefix_hits", "prefix_queries", "runs", "until", "waiting_tokens",
+        "_busy_s", "_chunks", "_clock", "_context", "_due", "_finish", "_held", "_in_turn", "_num_generated",
+        "_num_steps", "_num_submitted", "_prompts", "_run", "_running", "_waiting", "book", "limits", "model",
+        "num_preemptions", "outstanding", "prefix_hits", "prefix_queries", "runs", "until", "waiting_tokens",
     )  # fmt: skip
 
     def __init__(self, model: StepModel, limits: BatchLimits, book: Book) -> None:
@@ -63,6 +67,10 @@ class Replica:
         """Tokens of KV that belong to `_prompts`."""
         self._running: dict[int, Entry] = {}
         self._waiting: list[Entry] = []
+        """In order of rank."""
+        self._due: list[tuple[float, Entry, Entry]] = []
+        """Heap of (when its first token is late, its entry until then, its entry once it has yielded). An entry that no
+        longer matters is left in it."""
         self._chunks: list[tuple[_Prompt, int]] = []
         self._in_turn: set[int] | None = None
         """The decodes that get a token in this step, when not all fit the budget."""
@@ -84,9 +92,13 @@ class Replica:
 
     def submit(self, request: int, now: float) -> None:
         book = self.book
-        entry = (now - book.priority[request] * PRIORITY_LEVEL_S, self._num_submitted, request)
+        # What it has waited at the gateway, or at a replica that is no more, the engine is told.
+        entry = (book.arrival[request] - book.priority[request] * PRIORITY_LEVEL_S, self._num_submitted, request)
         self._num_submitted += 1
-        heappush(self._waiting, entry)
+        insort(self._waiting, entry)
+        due = book.first_token_due[request]
+        if due < math.inf:
+            heappush(self._due, (due, entry, (entry[0] + LATE_HANDICAP_S, *entry[1:])))
         self.outstanding += 1
         self.waiting_tokens += book.prompt[request]
         if self._run is None:
@@ -126,8 +138,9 @@ class Replica:
         self._plan(now)
 
     def abandon(self) -> list[int]:
-        left = sorted([*self._waiting, *self._running.values()])
-        self._waiting, self._running, self._finish, self._prompts, self._chunks = [], {}, [], [], []
+        # As they came: each begins with a new rank elsewhere.
+        left = sorted([*self._waiting, *self._running.values()], key=itemgetter(1))
+        self._due, self._waiting, self._running, self._finish, self._prompts, self._chunks = [], [], {}, [], [], []
         self._run, self.until, self.outstanding = None, math.inf, 0
         return [request for _, _, request in left]
 
@@ -180,10 +193,35 @@ class Replica:
             self._run = run._replace(num_steps=steps)
             self.until = self._run.end(steps)
 
+    def _cut_where_the_head_yields(self, now: float) -> None:
+        """At the first boundary at which another one may be admitted in place of a head that finds no room."""
+        if not self._waiting or len(self._running) >= self.limits.max_sequences:
+            return
+        book, head = self.book, self._waiting[0][2]
+        due = book.first_token_due[head]
+        if book.first[head] < 0 and now < due < self.until:
+            self._cut(due)
+
+    def _let_late_yield(self, now: float) -> None:
+        due, book = self._due, self.book
+        while due and due[0][0] <= now:
+            _, entry, late = heappop(due)
+            request = entry[2]
+            if book.first[request] >= 0:
+                continue
+            if request in self._running:
+                self._running[request] = late
+                next(prompt for prompt in self._prompts if prompt.entry is entry).entry = late
+            else:
+                del self._waiting[bisect_left(self._waiting, entry)]
+                insort(self._waiting, late)
+
     def _plan(self, now: float) -> None:
         """Begin the next run, or fall idle."""
         model, budget = self.model, self.limits.max_batched_tokens
         self._chunks = []
+        if self._due and self._due[0][0] <= now:
+            self._let_late_yield(now)
         last_tokens = [p for p in self._prompts if p.known - p.computed == 1] if self._prompts else []
         if len(self._finish) + len(last_tokens) > budget:
             self._in_turn = self._serve_in_turns(budget, now)
@@ -207,6 +245,7 @@ class Replica:
             first_s = model.seconds(0, sequences, self._context, 0)
             growth_s = model.context_token_s * sequences
             self._begin(Run(self._num_steps + 1, now, steps, 0, sequences, self._context, 0, first_s, growth_s))
+            self._cut_where_the_head_yields(now)
         else:
             self._run, self.until = None, math.inf
 
@@ -274,7 +313,7 @@ class Replica:
         watermark = -(-capacity // 100) if self._running else 0
         if known + watermark > capacity - self._held - self._context:
             return None
-        heappop(self._waiting)
+        del self._waiting[0]
         self.waiting_tokens -= book.prompt[request]
         self._running[request] = entry
         prompt = _Prompt(entry, book.cached[request], known)
@@ -302,7 +341,7 @@ class Replica:
             book.produced[request] = known - book.prompt[request]
             self._context -= known
         self.waiting_tokens += book.prompt[request]
-        heappush(self._waiting, entry)
+        insort(self._waiting, entry)
 
     def _serve_in_turns(self, budget: int, now: float) -> set[int]:
         """A budget below the number of sequences that lack one token: they take turns, one step at a time.

@@ -8,7 +8,7 @@ prompt is not imitated: prefix hits are the workload's. Here equals go in order,
 The surprising idea: nobody tells it of first tokens and ends. It reads them in the book when the next request comes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from operator import attrgetter
 from typing import Protocol, TypeVar
@@ -22,7 +22,12 @@ class Rule(StrEnum):
 
     GATEWAY = "gateway"
     OUTSTANDING = "outstanding"
-    """Requests alone: the protocol of the published figures that ours stand beside."""
+    """Requests alone: the protocol of the published figures that ours stand beside. Their engine serves in order of
+    arrival, so engines are told no thresholds under it."""
+
+    def told(self, ttft_s: Iterable[float]) -> tuple[float, ...]:
+        """What engines are told of these thresholds."""
+        return () if self is Rule.OUTSTANDING else tuple(ttft_s)
 
 
 class Server(Protocol):

@@ -109,6 +109,8 @@ class Circumstances(TypedDict, total=False):
 
     priorities: tuple[int, ...]
     """Of the SLO classes."""
+    ttft_s: tuple[float, ...]
+    """Thresholds of the SLO classes that engines know of, infinite where there is none; empty for none at all."""
     engine: Callable[[StepModel, BatchLimits, Book], Engine]
     """Makes what runs in a pod."""
     prepare: Callable[[Fleet], None] | None
@@ -147,6 +149,7 @@ def turns(
     controller: Controller,
     *,
     priorities: tuple[int, ...] = (0,),
+    ttft_s: tuple[float, ...] = (),
     engine: Callable[[StepModel, BatchLimits, Book], Engine] = Replica,
     prepare: Callable[[Fleet], None] | None = None,
     blind: Iterable[tuple[float, float]] = (),
@@ -158,7 +161,7 @@ def turns(
             f"a request needs {longest} tokens of KV, one replica holds {setting.model.kv_tokens}; cap the prompts"
         )
     spans = tuple(blind)
-    book = Book(workload, priorities, setting.model.outside_s)
+    book = Book(workload, priorities, setting.model.outside_s, ttft_s)
     fleet = Fleet(book, setting.model, setting.limits, setting.cold_start_s, engine, setting.rule)
     end_s = float(workload.arrival[-1])
     record = Record(setting, fleet.book, fleet, end_s)

@@ -77,6 +77,7 @@ class WhatIf:
             setting,
             self._controller(policy, setting),
             priorities=tuple(slo.priority for slo in self.deployment.spec.slos),
+            ttft_s=setting.rule.told(objective.ttft_s for objective in self.objectives.values()),
             engine=engine,
             prepare=partial(befalling.prepare, events=self.events),
             blind=befalling.blind_spans(self.events),

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capstan_operator.decide import outlook
-from capstan_operator.decide.fleets import bank
+from capstan_operator.decide.fleets import queues
 from capstan_operator.decide.limits import lateness
-from capstan_operator.decide.limits import memory as limits_memory
 from capstan_operator.decide.scaling import replicas, sizing
+from capstan_sim import replica
 from capstan_sim.cases import CASES
 from capstan_sim.measure import attained, summary
 from capstan_sim.simulation import Record
@@ -47,13 +47,13 @@ PARTS: dict[str, tuple[Without, ...]] = {
     # A real queue asks for replicas that work it off.
     "backlog": ((outlook, "_MOST_CATCHING_UP", 0.0),),
     # The virtual fleets' KV caches are finite.
-    "KV cache": ((bank, "_KV_FULL", 1e9), (bank, "_KV_OVERFULL", 1e9)),
+    "KV cache": ((queues, "_KV_FULL", 1e9), (queues, "_KV_OVERFULL", 1e9)),
     # Prompts that come one behind the other, beside the queue of all.
-    "tail": ((bank, "_TAIL", 1e9),),
+    "tail": ((queues, "_TAIL", 1e9),),
     # Virtual fleets are drawn towards what really runs.
-    "correction": ((bank, "_CORRECTION_S", 1e9), (bank, "_STAY_S", 1e9)),
-    # The token budget rises while prompts queue.
-    "burst": ((limits_memory, "_BURST", 1),),
+    "correction": ((queues, "_CORRECTION_S", 1e9), (queues, "_STAY_S", 1e9)),
+    # In the engine: late requests yield to those that can still be in time. The virtual fleets go on to believe so.
+    "yielding": ((replica, "LATE_HANDICAP_S", 0.0),),
     # Measured TPOT corrects the modelled token budget.
     "guard": ((lateness, "_GUARD_BOUNDS", (1.0, 1.0)),),
     # One removal at a time, and none before enough was seen.

@@ -57,7 +57,7 @@ def observed(of: InferenceDeployment, memory: Memory, turn: int, num_replicas: i
     now = START + INTERVAL_S * turn
 
     def limits(name: str) -> LimitsState:
-        decided = memory.limits.of(name, envelope) or envelope.top
+        decided = memory.limits.of(name) or envelope.top
         return LimitsState(
             limits=decided, defaults=envelope.top, envelope=envelope, version=1, lease_remaining_seconds=30.0
         )

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from capstan_api.limits import BatchLimits
 from capstan_engine.errors import QueueFull, RequestTooLarge
 from capstan_engine.messages import FinishReason, Output, Submit
-from capstan_engine.scheduler.request import Status
+from capstan_engine.scheduler.request import LATE_HANDICAP_S, PRIORITY_LEVEL_S, Rank, Request, Status
 from capstan_engine.scheduler.scheduler import Scheduler
 from capstan_engine.scheduler.step import UNKNOWN, StepPlan, StepResult
 from fakes import FakeRunner, make_submit
@@ -73,6 +73,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt=prompts,
         priority=st.integers(0, 1),
         patience=st.none() | st.integers(1, 30),
+        ttft=st.none() | st.integers(0, 8),
         salt=st.sampled_from(["", "", "tenant"]),
         seed=st.integers(0, 1),
         max_tokens=st.integers(0, 25),
@@ -84,6 +85,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt: list[int],
         priority: int,
         patience: int | None,
+        ttft: int | None,
         salt: str,
         seed: int,
         max_tokens: int,
@@ -96,6 +98,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             arrival_time=self.now,
             priority=priority,
             deadline=None if patience is None else self.now + patience,
+            first_token_due=None if ttft is None else self.now + ttft,
             cache_salt=salt,
             seed=seed,
             max_tokens=max_tokens,
@@ -111,7 +114,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(prompt) + max_tokens > min(MAX_MODEL_LEN, NUM_BLOCKS * BLOCK_SIZE)
             return
         if displaced is not None:
-            assert self.submits[displaced.request_id].priority < priority
+            own, late = self.moments(displaced.request_id)
+            due = self.submits[displaced.request_id].first_token_due
+            assert (late if due is not None and due <= self.now else own) > self.now - priority * PRIORITY_LEVEL_S
             assert not self.tokens[displaced.request_id]
             self.aborted.add(displaced.request_id)
         self.submits[submit.request_id] = submit
@@ -138,7 +143,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def plan(self, seconds: int) -> None:
         self.now += seconds
         running, preemptions = self.scheduler.num_running, self.scheduler.num_preemptions
+        before = [(r, r.rank, bool(r.output_token_ids)) for r in self.scheduler._requests.values()]
         plan = self.scheduler.plan(self.now)
+        self.check_ranks(before)
         assert plan.num_tokens <= self.limits.max_batched_tokens
         assert plan.num_tokens == plan.num_prefill_tokens + plan.num_decodes
         assert self.scheduler.num_running <= max(self.limits.max_sequences, running)
@@ -157,6 +164,23 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             assert len(scheduled.block_table) * BLOCK_SIZE >= scheduled.start + scheduled.num_tokens
         self.flights.append((plan, self.runner.launch(plan)))
+
+    def moments(self, request_id: str) -> tuple[float, float]:
+        """By which a request is ranked before and after it has yielded."""
+        submit = self.submits[request_id]
+        own, due = submit.arrival_time - submit.priority * PRIORITY_LEVEL_S, submit.first_token_due
+        return own, own if due is None else own + LATE_HANDICAP_S
+
+    def check_ranks(self, before: list[tuple[Request, Rank, bool]]) -> None:
+        """Who was late at the plan and had no output, known or promised, has yielded once; nobody else ever has."""
+        for request, rank, had_output in before:
+            due, (own, late) = self.submits[request.id].first_token_due, self.moments(request.id)
+            assert request.rank[0] in (own, late)
+            if request.rank != rank:
+                assert not had_output
+                assert rank[0] == own
+            if request.status is not Status.ENDED and not had_output:
+                assert request.rank[0] == (late if due is not None and due <= self.now else own)
 
     @precondition(lambda self: self.flights)
     @rule()
@@ -205,6 +229,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sorted(places) == sorted(scheduler._requests)
         expiring = [r.id for r in scheduler._requests.values() if r.deadline is not None]
         assert sorted(request_id for _, request_id in scheduler._deadlines) == sorted(expiring)
+        waiting = [request.rank for request in scheduler._waiting]
+        assert waiting == sorted(waiting)
+        undecided = [(r.first_token_due, r.id) for r in scheduler._requests.values() if r.first_token_due is not None]
+        assert scheduler._due == sorted(undecided)
+        assert all(scheduler._requests[request_id].num_output == 0 for _, request_id in scheduler._due)
 
     @invariant()
     def shared_blocks_hold_the_same_past(self) -> None:

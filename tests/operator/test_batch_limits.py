@@ -127,30 +127,20 @@ def test_when_the_misses_are_over_the_limits_come_back() -> None:
     assert budgets[1] >= 0.75 * budgets[2]
 
 
-def test_prompts_that_queue_find_out_how_long_steps_may_be() -> None:
+def test_a_queue_lengthens_no_step_beyond_the_threshold() -> None:
     calm = settled(situation(late=0.0))
-    # 0.3 s of prefill: pressing, and no threat to a TTFT of 1 s yet.
-    queued = settled(situation(late=0.0, backlog=1500), calm)
-    assert calm.limits is not None
-    assert queued.limits is not None
-    assert queued.guard > 1
-    assert queued.limits.max_batched_tokens > calm.limits.max_batched_tokens
-    assert queued.reason == "TpotHeadroom"
+    queued = settled(situation(late=0.0, backlog=5000), calm)
+    assert queued.guard == 1
+    assert queued.limits == calm.limits
+    assert queued.of("web-0") == calm.limits
 
 
-def test_a_queue_that_threatens_the_ttft_raises_the_budget_at_once_and_for_as_long() -> None:
-    calm = settled(situation(late=0.0))
-    assert calm.limits is not None
-    assert calm.of("web-0", ENVELOPE) == calm.limits
-    at = calm.adjusted_at or NOW
-    threatened = adjust(calm, situation(late=0.0, backlog=2500), ALONE, ENVELOPE, POLICY, at + 1).memory
-    assert threatened.limits == calm.limits, "what people are told does not flutter"
-    assert threatened.burst is not None
-    assert threatened.burst.max_batched_tokens == min(4 * calm.limits.max_batched_tokens, 1024)
-    soon = adjust(threatened, situation(late=0.0), ALONE, ENVELOPE, POLICY, at + 2).memory
-    assert soon.burst == threatened.burst
-    later = adjust(soon, situation(late=0.0), ALONE, ENVELOPE, POLICY, at + 6).memory
-    assert later.of("web-0", ENVELOPE) == later.limits
+def test_short_answers_after_long_ones_find_a_place() -> None:
+    """What long answers keep running says nothing of the places that short ones need."""
+    long = settled(situation(late=0.0, lengths=Lengths(prompt=200, output=500, weight=100)))
+    short = settled(situation(late=0.0, lengths=Lengths(prompt=200, output=5, weight=100)))
+    assert long.limits is not None
+    assert short.limits == long.limits
 
 
 def test_a_small_cache_caps_the_sequences() -> None:

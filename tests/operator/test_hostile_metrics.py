@@ -94,7 +94,7 @@ class House:
 
     async def _limits(self, _: web.Request) -> web.Response:
         """Whatever it was told last."""
-        decided = self.memory.limits.of(ENGINE_ID, ENVELOPE) or ENVELOPE.top
+        decided = self.memory.limits.of(ENGINE_ID) or ENVELOPE.top
         state = {
             "limits": decided.model_dump(),
             "defaults": ENVELOPE.top.model_dump(),

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_operator.decide.curve import sizes
-from capstan_operator.decide.fleets.bank import Arrived, Bank, Class, Engine
+from capstan_operator.decide.fleets.bank import Bank
 from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.fleets.latencies import TPOT_S, TTFT_S, Latencies
+from capstan_operator.decide.fleets.queues import Arrived, Class, Engine
 
 FLEETS = sizes(4)
 NONE_ABOVE = np.zeros((len(TPOT_S), len(FLEETS)))
@@ -65,7 +66,7 @@ def run(rate: float, turns: int = 120) -> Bank:
         model=model,
         token_s=6e-5,
         budget=800,
-        burst=2000,
+        full_s=float("inf"),
         kv_tokens=0,
         max_sequences=256,
         prompt=1000,

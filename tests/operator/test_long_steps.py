@@ -115,16 +115,16 @@ def test_predicted_shares_are_shares_whatever_is_asked(
     load: float, prompt_s: float, base_s: float, threshold_s: float, output: float
 ) -> None:
     tpot = late_tpot(load, prompt_s, base_s, threshold_s, output)
-    ttft = late_ttft(load, prompt_s, base_s, threshold_s, 2 * threshold_s, 1.0, 3)
+    ttft = late_ttft(load, prompt_s, base_s, threshold_s, 1.0, 3)
     assert 0 <= tpot <= 1
     assert 0 <= ttft <= 1
     assert not math.isnan(tpot + ttft)
 
 
 def test_shorter_steps_and_more_load_make_more_first_tokens_late() -> None:
-    shares = [late_ttft(0.3, 0.1, 0.02, full_s, 0.3, 1.0, 4) for full_s in (0.03, 0.05, 0.1, 0.3)]
+    shares = [late_ttft(0.3, 0.1, 0.02, full_s, 1.0, 4) for full_s in (0.03, 0.05, 0.1, 0.3)]
     assert shares == sorted(shares, reverse=True)
-    loads = [late_ttft(load, 0.1, 0.02, 0.1, 0.3, 1.0, 4) for load in (0.1, 0.4, 0.8, 0.95)]
+    loads = [late_ttft(load, 0.1, 0.02, 0.1, 1.0, 4) for load in (0.1, 0.4, 0.8, 0.95)]
     assert loads == sorted(loads)
     assert loads[-1] == 1.0
 
@@ -180,7 +180,7 @@ def test_what_was_borne_needs_no_second_trial_on_the_way_there() -> None:
 def test_a_refused_step_is_tried_half_as_far() -> None:
     start = BatchLimits(max_sequences=40, max_batched_tokens=370)
     way = list(rungs(start, ideal(chat(), start, ENVELOPE, 1.0, are_long=True), ENVELOPE, POLICY))
-    far = farthest(CanaryMemory(), start, way, ENVELOPE, 0.0)
+    far = farthest(CanaryMemory(), start, way, 0.0)
     assert far.max_batched_tokens == pytest.approx(4 * 370, rel=0.1)
-    nearer = farthest(CanaryMemory().reverted(far, start, 0.0), start, way, ENVELOPE, 1.0)
+    nearer = farthest(CanaryMemory().reverted(far, start, 0.0), start, way, 1.0)
     assert 1.3 * start.max_batched_tokens < nearer.max_batched_tokens < 0.6 * far.max_batched_tokens

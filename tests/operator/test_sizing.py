@@ -86,12 +86,22 @@ def test_the_margin_shrinks_with_what_was_seen_and_grows_with_slow_starts() -> N
 
 
 def test_only_misses_that_were_not_told_add_to_the_margin() -> None:
-    told = Feedback().learn(seen=1000, seen_missed=30, told=1000, told_missed=30, seconds=2)
-    untold = Feedback().learn(seen=1000, seen_missed=30, told=1000, told_missed=0, seconds=2)
-    few = Feedback().learn(seen=10, seen_missed=10, told=10, told_missed=0, seconds=2)
+    told = Feedback().learn(seen=1000, seen_missed=30, told=1000, told_missed=30, seconds=2, is_queueing=False)
+    untold = Feedback().learn(seen=1000, seen_missed=30, told=1000, told_missed=0, seconds=2, is_queueing=False)
+    few = Feedback().learn(seen=10, seen_missed=10, told=10, told_missed=0, seconds=2, is_queueing=False)
     assert told.margin(0.01) == few.margin(0.01) == 0
     assert untold.margin(0.01) == pytest.approx(6 * (0.03 - 0.004))
-    assert untold.learn(seen=0, seen_missed=0, told=0, told_missed=0, seconds=6000).margin(0.01) == 0
+    assert untold.learn(seen=0, seen_missed=0, told=0, told_missed=0, seconds=6000, is_queueing=False).margin(0.01) == 0
+
+
+def test_misses_around_a_queue_say_nothing_of_a_fleet_that_suffices() -> None:
+    missing = {"seen": 1000.0, "seen_missed": 500.0, "told": 1000.0, "told_missed": 0.0}
+    queued = Feedback().learn(**missing, seconds=2, is_queueing=True)
+    assert queued.unexplained == 0
+    soon = queued.learn(**missing, seconds=50, is_queueing=False)
+    assert soon.unexplained == 0
+    later = soon.learn(**missing, seconds=50, is_queueing=False)
+    assert later.unexplained > 0.4
 
 
 def test_attention_pairs_tell_how_long_prompts_are() -> None:

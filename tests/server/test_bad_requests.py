@@ -1,10 +1,13 @@
 """Every wrong value of every field is a 400 that names the field, in OpenAI's shape."""
 
+from time import monotonic
 from typing import Any
 
 import pytest
 from scripted_client import ScriptedClient
-from serving import Served
+from serving import Served, serving
+
+from capstan_api.engine_args import SloClass
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
 COMPLETION: dict[str, Any] = {"prompt": "x"}
@@ -213,3 +216,17 @@ async def test_deadline_and_waiting_reach_the_scheduler(served: Served, engine: 
     submit = engine.submitted[0]
     assert submit.deadline is not None
     assert submit.deadline - submit.arrival_time == pytest.approx(7.0)
+    # Late for the client, who has waited at the gateway too: due 28 s from now.
+    assert submit.first_token_due == submit.arrival_time + 30
+    assert 27 < submit.first_token_due - monotonic() <= 28
+
+
+async def test_a_class_without_a_threshold_never_yields(engine: ScriptedClient) -> None:
+    classes = (SloClass(name="patient"), SloClass(name="prompt", ttft_seconds=0.25, model_alias="tiny-fast"))
+    async with serving(engine, slo_classes=classes) as served:
+        for model in ("tiny", "tiny-fast"):
+            answer = await served.http.post("/v1/chat/completions", json=CHAT | {"model": model, "n": 2})
+            assert answer.status_code == 200, answer.text
+    patient, prompt = engine.submitted[:2], engine.submitted[2:]
+    assert [submit.first_token_due for submit in patient] == [None, None]
+    assert [submit.first_token_due for submit in prompt] == [submit.arrival_time + 0.25 for submit in prompt]

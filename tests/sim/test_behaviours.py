@@ -109,11 +109,11 @@ def test_a_constant_rate_launches_nothing_after_the_warm_up():
     assert share(record, 400.0, math.inf) >= 0.99
 
 
-def test_a_step_of_four_is_recovered_within_a_cold_start_and_a_minute():
+@pytest.mark.parametrize(("calm", "initial"), [(6.0, 2), (12.0, 3), (18.0, 4)])
+def test_a_step_of_four_is_recovered_within_a_cold_start_and_a_minute(calm, initial):
     before_s = 400.0
-    rate = lambda at: 6.0 if at < before_s else 24.0  # noqa: E731
-    record = play(arrivals(rate, before_s + 500.0), initial=2)
-    need = fewest_static(arrivals(lambda at: 24.0, 300.0))
+    record = play(arrivals(lambda at: calm if at < before_s else 4 * calm, before_s + 500.0), initial=initial)
+    need = fewest_static(arrivals(lambda at: 4 * calm, 300.0))
     assert max(targets_between(record, before_s, math.inf)) <= math.ceil(1.5 * need)
     recovered_s = before_s + COLD_START_S + 60.0
     assert share(record, recovered_s, math.inf) >= 0.99

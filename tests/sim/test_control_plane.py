@@ -10,8 +10,10 @@ from capstan_sim.control_plane import ControlPlane, objectives
 from capstan_sim.events import Event, blind_spans, prepare
 from capstan_sim.measure import summary
 from capstan_sim.policy import Setting
+from capstan_sim.router import Rule
 from capstan_sim.simulation import Record, simulate
 from capstan_sim.step_time import StepModel
+from capstan_sim.what_if import LAW, WhatIf
 from capstan_sim.workload import Workload
 
 MODEL = StepModel(0.02, 2e-4, 1e-3, 0.0, 0.0, 20_000)
@@ -65,6 +67,7 @@ def play(workload: Workload, resource, *events: str, initial: int = 1) -> tuple[
         setting,
         control,
         priorities=(10, 0),
+        ttft_s=tuple(objective.ttft_s for objective in objectives(resource)),
         prepare=lambda fleet: prepare(fleet, parsed),
         blind=blind_spans(parsed),
     )
@@ -165,3 +168,12 @@ def test_a_pod_that_vanishes_is_replaced_and_one_that_crashed_is_not_doubled():
     assert samples[0].number < 100
     assert not [pod for pod in [*record.fleet.pods, *record.fleet.retired] if 350.0 <= pod.created_at <= 360.0]
     assert len(record.book.done_times) == len(record.book)
+
+
+def test_engines_know_the_thresholds_except_under_the_published_protocol():
+    workload, resource = load((3.0, 20.0)), deployment()
+    books = [WhatIf(workload, resource, MODEL, rule=rule).ask(LAW).book for rule in Rule]
+    told, untold = books
+    patience = np.array(told.first_token_due) - np.array(told.arrival)
+    assert patience == pytest.approx(np.where(workload.slo_class == 0, 1.0, 30.0))
+    assert np.isinf(untold.first_token_due).all()

@@ -64,7 +64,7 @@ def play(workloads: dict[str, Workload], budget: AcceleratorBudget | None, max_r
     for name, workload in workloads.items():
         of = resource(name, max_replicas)
         setting = WhatIf(workload, of, MODEL, COLD_START_S, BUDGET // 2).setting(LAW)
-        simulations.append(turns(workload, setting, ControlPlane(of, budgets=budgets)))
+        simulations.append(turns(workload, setting, ControlPlane(of, budgets=budgets), ttft_s=(OBJECTIVE.ttft_s,)))
     return dict(zip(workloads, simulate_together(simulations), strict=True))
 
 

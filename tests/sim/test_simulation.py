@@ -119,6 +119,15 @@ def test_a_request_is_good_when_both_thresholds_are_met():
     assert not attained(record, [Objective(ttft_s=0.001, tpot_s=1.0)]).any()
 
 
+def test_in_an_overload_engines_that_know_the_threshold_keep_more_requests_in_time():
+    """In order of arrival everybody waits, at last, longer than the threshold."""
+    load = requests(38.0, 120.0, prompt=300, output=30)
+    in_order, yielding = (play(Scripted(2), load, initial=2, ttft_s=ttft_s) for ttft_s in ((), (0.5,)))
+    shares = [attained(record, [OBJECTIVE]).mean() for record in (in_order, yielding)]
+    assert len(yielding.book.done_times) == len(load), "late ones are served all the same"
+    assert shares[1] > shares[0] + 0.1
+
+
 def test_flips_are_changes_against_the_direction_before():
     assert flips([1, 3, 2, 4, 5, 1]) == 3
     assert flips([4, 3, 2]) == 0

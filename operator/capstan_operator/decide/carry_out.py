@@ -72,9 +72,6 @@ def _rows(table: Iterable[ReplicaEntry]) -> list[tuple[str, str, ReplicaState]]:
 
 def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> list[SetLimits]:
     """Limits for every engine that has others, and renewals for leases that are half over."""
-    hurry = ""
-    if memory.burst is not None:
-        hurry = f"prompts queue: token budget {memory.burst.max_batched_tokens} until they do no more; "
     lease_s = min(max(_SHORTEST_LEASE_S, 6 * interval_s), _LONGEST_LEASE_S)
     changes, settled = [], obedient(observation, memory)
     # An engine that drains refuses changes: it gets no more load, and its lease outlives most of what it has.
@@ -87,7 +84,7 @@ def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> 
         lasts = left_s is None or left_s > lease_s / 2
         if lasts and replica.id in settled:
             continue
-        decided = memory.of(replica.id, state.envelope)
+        decided = memory.of(replica.id)
         if decided is None:
             continue
         limits = state.envelope.clamp(decided)
@@ -100,7 +97,7 @@ def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> 
                 limits=limits,
                 version=state.version,
                 lease_seconds=lease_s,
-                reason=(hurry + (memory.message or memory.reason))[:_LONGEST_REASON],
+                reason=(memory.message or memory.reason)[:_LONGEST_REASON],
                 is_renewal=renewal,
             )
         )

@@ -14,14 +14,15 @@ from capstan_api.engine_args import EngineArgs
 from capstan_api.scaling import LimitsMode, Mode
 from capstan_api.spec import InferenceDeploymentSpec, Slo
 from capstan_operator.decide.curve import Array, sizes
-from capstan_operator.decide.fleets.bank import Arrived, Bank, Class, Engine
+from capstan_operator.decide.fleets.bank import Bank
 from capstan_operator.decide.fleets.engine_model import EngineModel
+from capstan_operator.decide.fleets.queues import Arrived, Class, Engine
 from capstan_operator.decide.fleets.season import Season
 from capstan_operator.decide.fleets.shape import Shape
 from capstan_operator.decide.ledger import Ledger
 from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.limits import batch_limits, capacity
-from capstan_operator.decide.limits.memory import LimitsMemory, burst_budget
+from capstan_operator.decide.limits.memory import LimitsMemory
 from capstan_operator.decide.limits.situation import TPOT_SHARE, Target
 from capstan_operator.decide.limits.situation import Situation as LimitsSituation
 from capstan_operator.decide.limits.trials import Fleet
@@ -37,7 +38,7 @@ _STARTUP_SHARE = 0.9
 _SHORTEST_LOOK_BACK_S = 10.0
 # Of the tightest TTFT: what waits for less is no queue that somebody would have to work off.
 _REAL_QUEUE = 0.6
-_CATCH_UP_S, _MOST_CATCHING_UP = 45.0, 1.8
+_CATCH_UP_S, _MOST_CATCHING_UP = 45.0, 1.4
 # An objective of 100 % allows nothing; a fleet that misses less than this misses nothing.
 _LEAST_ALLOWED = 0.001
 
@@ -100,6 +101,7 @@ class Outlook:
                 told=counted.arrived,
                 told_missed=share * counted.arrived,
                 seconds=reading.seconds,
+                is_queueing=self._limits_situation.is_queueing,
             )
             for each, counted, share in zip(before or (Feedback(),) * len(slos), deltas, bank.told, strict=True)
         )
@@ -195,14 +197,15 @@ class Outlook:
         return sizes(self.spec.scaling.highest_replicas)
 
     def _engine(self, limits: LimitsMemory) -> Engine:
-        lengths, envelope = self.reading.lengths, self.args.envelope
-        budget = (limits.limits or envelope.top).max_batched_tokens
-        is_fixed = self.spec.scaling.batch_limits.mode is LimitsMode.FIXED
+        lengths, envelope, full_s = self.reading.lengths, self.args.envelope, limits.longest_s(self._limits_situation)
+        is_adjusted = self.spec.scaling.batch_limits.mode is not LimitsMode.FIXED and full_s < inf
+        # What the real fleet's budget is now says how many sequences that one has, and not what others would have.
+        most = envelope.top if is_adjusted else limits.limits or envelope.top
         return Engine(
             model=self.model,
             token_s=max(1e-9, self.shape.token_seconds(self.model, lengths.prompt)),
-            budget=budget,
-            burst=budget if is_fixed else burst_budget(budget, envelope),
+            budget=most.max_batched_tokens,
+            full_s=full_s if is_adjusted else inf,
             kv_tokens=self._kv_tokens,
             max_sequences=(limits.limits or envelope.top).max_sequences,
             prompt=lengths.computed_prompt,

@@ -1,8 +1,8 @@
 """The waiting queue, and how long a refused client should stay away.
 
 Knows no blocks and no limits. Surprising idea: ageing needs no clock. A level of priority is a head start of
-`PRIORITY_LEVEL_S` seconds, so a request's rank is fixed when it arrives: within that time the higher class always goes
-first, and nothing that arrives later than that can overtake a lower class for ever.
+`PRIORITY_LEVEL_S` seconds, and a late first token costs `LATE_HANDICAP_S`, so a rank is a moment: within that time the
+other one goes first, and nothing that arrives later than that can overtake for ever.
 """
 
 import math
@@ -21,7 +21,10 @@ _by_rank = attrgetter("rank")
 
 
 class WaitingQueue:
-    """Requests in order of rank. A preempted request takes its old rank, which is the head of its class."""
+    """Requests in order of rank. A preempted request takes its old rank, which is the head of its class.
+
+    They are found by it: who gets another rank has to leave the queue before.
+    """
 
     def __init__(self) -> None:
         self._requests: list[Request] = []

@@ -16,8 +16,11 @@ from capstan_engine.scheduler.step import UNKNOWN
 PRIORITY_LEVEL_S: Final = 30.0
 """Head start in the queue that one level of priority is worth, in seconds of waiting."""
 
+LATE_HANDICAP_S: Final = 120.0
+"""What a late first token costs in the queue: about as long as it takes until help comes, a replica that starts."""
+
 Rank = tuple[float, int]
-"""Order of service: smaller first. Fixed for a request's whole life."""
+"""Order of service: smaller first. It changes at most once, when the first token is late."""
 
 
 class Status(enum.Enum):
@@ -38,6 +41,8 @@ class Request:
     arrival_time: float
     rank: Rank
     deadline: float | None
+    first_token_due: float | None
+    """None where there is no threshold, and from the moment on at which it no longer matters."""
     cache_salt: str
     max_length: int
     """Known tokens at which the request ends with `LENGTH`."""
@@ -76,6 +81,7 @@ class Request:
             arrival_time=submit.arrival_time,
             rank=(submit.arrival_time - submit.priority * PRIORITY_LEVEL_S, number),
             deadline=submit.deadline,
+            first_token_due=submit.first_token_due,
             cache_salt=submit.cache_salt,
             max_length=max_length,
             num_to_compute=max(num_prompt_tokens, max_length - 1),
@@ -93,6 +99,11 @@ class Request:
     def num_output(self) -> int:
         """Output tokens that are known."""
         return self.num_known - len(self.prompt_token_ids)
+
+    def fall_back(self) -> None:
+        """Its first token is late: behind those of its class that can still be in time."""
+        moment, number = self.rank
+        self.rank = moment + LATE_HANDICAP_S, number
 
     def restart(self) -> None:
         """Forget what was computed, not what is known. The blocks have been given back."""

@@ -12,10 +12,13 @@ flight draws (`UNKNOWN`), knows which requests that step ends by their length, a
 what it computes for those is dropped. Steps run one after the other, so the blocks of an ended request can be handed
 out while the step that still writes to them is in flight.
 
-Surprising idea: one `rank`, fixed at arrival, decides everything that is an order: who is admitted, whose prompt goes
-first, who is preempted and, where the queue is full, who is refused (the worst rank, though it came first). An admitted
-request holds blocks for its whole prompt at once, so only decodes can ever lack a block, and preemption happens in one
-place.
+Surprising idea: one `rank` decides everything that is an order: who is admitted, whose prompt goes first, who is
+preempted and, where the queue is full, who is refused (the worst rank, though it came first). It follows from the
+arrival and changes at most once: a request whose first token is late already yields to those that can still be in time.
+Served in order of arrival, under overload everybody waits just beyond the threshold and all are late, as is known of
+queues with impatient customers (whence adaptive LIFO, and shedding of the oldest); who yields is served later, and is
+not dropped. An admitted request holds blocks for its whole prompt at once, so only decodes can ever lack a block, and
+preemption happens in one place.
 """
 
 from bisect import bisect_left, insort
@@ -75,6 +78,8 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: list[Request] = []
         self._deadlines: list[tuple[float, str]] = []
+        self._due: list[tuple[float, str]] = []
+        """When first tokens will be late, of requests that have drawn none and have not yielded."""
         self._completions = CompletionRate()
         self._num_submitted = 0
         self._now = 0.0
@@ -117,6 +122,8 @@ class Scheduler:
         self._waiting.push(request)
         if request.deadline is not None:
             insort(self._deadlines, (request.deadline, request.id))
+        if request.first_token_due is not None:
+            insort(self._due, (request.first_token_due, request.id))
         return displaced
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -131,10 +138,14 @@ class Scheduler:
         self.limits = limits
 
     def plan(self, now: float) -> StepPlan:
-        """The next step. Requests past their deadline end first; their outputs come with the commit of this plan."""
+        """The next step. Requests past their deadline end first; their outputs come with the commit of this plan.
+
+        Those whose first token is late by now yield before anything is decided by rank.
+        """
         assert len(self._in_flight) < 2, "commit the oldest plan before making another"
         self._now = now
         self._end_expired(now)
+        self._let_late_yield(now)
         step = StepBuilder(self.limits.max_batched_tokens, now)
         for request in self._decodes_with_room(step.budget):
             step.add(request)
@@ -190,6 +201,28 @@ class Scheduler:
     def _end_expired(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] < now:
             self._end(self._requests[self._deadlines[0][1]], FinishReason.DEADLINE, now)
+
+    def _let_late_yield(self, now: float) -> None:
+        """Whoever has no output moves back from the moment on at which its first token is due: no step begun then is
+        in time. One in flight may still be: whose first token it draws keeps its rank.
+        """
+        while self._due and self._due[0][0] <= now:
+            request = self._requests[self._due[0][1]]
+            self._settle_due(request)
+            if request.output_token_ids:
+                continue
+            if request.status is Status.WAITING:
+                self._waiting.remove(request)
+                request.fall_back()
+                self._waiting.push(request)
+            else:
+                request.fall_back()
+
+    def _settle_due(self, request: Request) -> None:
+        """When its first token is late matters no longer."""
+        if request.first_token_due is not None:
+            del self._due[bisect_left(self._due, (request.first_token_due, request.id))]
+            request.first_token_due = None
 
     def _decodes_with_room(self, budget: int) -> list[Request]:
         """Running requests that lack one token, each with a block for it. They take turns when not all fit."""
@@ -280,6 +313,7 @@ class Scheduler:
             new = result.prompt_logprobs.get(request.id, [])
             request.prompt_logprobs[scheduled.start + 1 : scheduled.start + 1 + len(new)] = new
         if scheduled.samples:
+            self._settle_due(request)
             sampled = result.sampled[request.id]
             reason = request.learn(sampled.token_id)
             if reason is None:
@@ -347,5 +381,6 @@ class Scheduler:
         if request.deadline is not None:
             # At once: it may lie a day ahead, and a process that kept it until then would grow with every request.
             del self._deadlines[bisect_left(self._deadlines, (request.deadline, request.id))]
+        self._settle_due(request)
         request.status = Status.ENDED
         del self._requests[request.id]

@@ -65,6 +65,8 @@ def _jobs(model: Model, body: ChatBody | CompletionBody, call: Call, prompts: li
     """One job per prompt and choice. Each prompt is seeded as if it had come alone."""
     seed = secrets.randbits(63) if body.seed is None else body.seed
     prompt_param = "messages" if isinstance(body, ChatBody) else "prompt"
+    # Time at the gateway is age in the queue, but not latency of this engine.
+    arrival_time, ttft_s = call.arrival - call.waited_s, call.slo_class.ttft_seconds
     jobs: list[Job] = []
     for prompt in prompts:
         num_prompt = len(prompt.token_ids)
@@ -75,11 +77,11 @@ def _jobs(model: Model, body: ChatBody | CompletionBody, call: Call, prompts: li
                 request_id=f"{call.id}-{index}",
                 prompt_token_ids=prompt.token_ids,
                 params=msgspec.structs.replace(params, seed=child_seed(seed, choice)),
-                # Time at the gateway is age in the queue, but not latency of this engine.
-                arrival_time=call.arrival - call.waited_s,
+                arrival_time=arrival_time,
                 priority=call.slo_class.priority,
                 slo_class=call.slo_class.name,
                 deadline=call.deadline,
+                first_token_due=None if ttft_s is None else arrival_time + ttft_s,
             )
             jobs.append(
                 Job(

@@ -3,7 +3,7 @@
 `ideal` says what the thresholds allow, `long_steps` whether the TPOT bounds the length of a step at all,
 `lateness` what was measured; here one adjustment moves one rung of the ladder. What protects answers that are being
 given is in force everywhere at once. Everything else is tried on one replica first, where there are several: as far as
-the ideal, but no farther than a queue raises the budget anyway, and half as far where that was too much. What was borne
+the ideal, but no farther than four times the budget, and half as far where that was too much. What was borne
 there is the way that all then go, rung by rung. While others warm up nothing is loosened, and a queue that has lost its
 TTFT no longer lengthens steps: it would only take the TPOT of those who were admitted.
 
@@ -13,18 +13,22 @@ not rise, or it would have run away by the time at which the trial ends.
 
 from collections.abc import Iterable
 from itertools import takewhile
+from typing import Final
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.scaling import BatchLimitsPolicy
 from capstan_operator.decide.limits.canary import CanaryMemory
 from capstan_operator.decide.limits.capacity import HEADROOM
 from capstan_operator.decide.limits.ideal import explained, ideal, lower, next_rung, one_rung, rungs, step
-from capstan_operator.decide.limits.lateness import guarded, hurried, is_late, watched
+from capstan_operator.decide.limits.lateness import guarded, is_late, watched
 from capstan_operator.decide.limits.long_steps import LongSteps
-from capstan_operator.decide.limits.memory import Change, LimitsMemory, burst_budget
+from capstan_operator.decide.limits.memory import Change, LimitsMemory
 from capstan_operator.decide.limits.situation import Situation
 from capstan_operator.decide.limits.trials import Fleet, Outcome, Verdict
 from capstan_operator.decide.values import Value
+
+# Of the token budget, in one trial.
+_FARTHEST: Final = 4
 
 
 class Advice(Value):
@@ -48,10 +52,8 @@ def adjust(
     if situation.is_known:
         memory = watched(memory, situation, fleet.answer_s, now)
     if verdict is not None:
-        advice = _concluded(memory, verdict, envelope, policy, now)
-    else:
-        advice = _adjusted(memory, situation, fleet, envelope, policy, now)
-    return advice.changed(memory=hurried(advice.memory, situation, envelope, now))
+        return _concluded(memory, verdict, envelope, policy, now)
+    return _adjusted(memory, situation, fleet, envelope, policy, now)
 
 
 def _adjusted(
@@ -81,7 +83,7 @@ def _adjusted(
     are_long, asked = steps.are_long and not is_spared, min(guard, 1.0) if is_spared else guard
     goal = ideal(situation, current, envelope, asked, are_long=are_long)
     wanted = next_rung(current, goal, envelope, policy)
-    memory = memory.changed(steps=steps, adjusted_at=now, guard=guard, late_now=False, pressed=False)
+    memory = memory.changed(steps=steps, adjusted_at=now, guard=guard, late_now=False)
     kept = Advice.made(memory=memory.changed(guard=min(before, guard)))
     tighter = lower(current, wanted)
     if tighter.max_batched_tokens < current.max_batched_tokens or (late and tighter != current):
@@ -103,7 +105,7 @@ def _adjusted(
     reason, because = explained(current, wanted, situation, asked, is_late=late, are_long=are_long)
     if len(fleet.serving(now)) < 2 or memory.has_borne(wanted):
         return _changed(memory, wanted, reason, because, now)
-    tried = farthest(memory.canary, current, rungs(current, goal, envelope, policy), envelope, now)
+    tried = farthest(memory.canary, current, rungs(current, goal, envelope, policy), now)
     begun = memory.canary.begin(tried, current, fleet, now)
     if begun is None or begun.trial is None:
         return kept
@@ -123,12 +125,10 @@ def _chosen(steps: LongSteps, situation: Situation, envelope: Envelope) -> LongS
     return steps.chosen(situation, min(longest_s, HEADROOM * target.threshold_s), longest_s)
 
 
-def farthest(
-    canary: CanaryMemory, current: BatchLimits, way: Iterable[BatchLimits], envelope: Envelope, now: float
-) -> BatchLimits:
-    """The limits to try: as far on the way as a burst goes, and half as far as what is refused."""
+def farthest(canary: CanaryMemory, current: BatchLimits, way: Iterable[BatchLimits], now: float) -> BatchLimits:
+    """The limits to try: as far on the way as a trial may go, and half as far as what is refused."""
     first, *further = way
-    most = burst_budget(current.max_batched_tokens, envelope)
+    most = _FARTHEST * current.max_batched_tokens
     there = [first, *takewhile(lambda limits: limits.max_batched_tokens <= most, further)]
     while len(there) > 1 and canary.refuses(there[-1], current, now):
         there = there[: len(there) // 2]

@@ -1,8 +1,8 @@
 """The limits that thresholds and the KV cache allow, the rungs that lead there, and the words for them.
 
     budget     B = n + (T − a − c·n − d·ctx) / β         what is left beside n decoding sequences goes to prefill
-    sequences  S = (T − a) / (c + d·ctx + b·I/O)          the batch that prefill can just keep filled, as a safety cap:
-                                                          anything from 1.1 to 1.5 of it will do
+    sequences  S = (T − a) / (c + d·ctx)                  the batch that takes this long to decode, as a safety cap:
+                                                          anything from 0.8 of it will do
 
 with T = 0.95 · threshold · guard; the budget has no bound but the envelope's where `long_steps` finds that answers
 average long steps out. Remembers nothing and moves nothing; `batch_limits` does.
@@ -13,12 +13,12 @@ from typing import Final
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.scaling import BatchLimitsPolicy
-from capstan_operator.decide.limits.capacity import HEADROOM, sustained_batch
+from capstan_operator.decide.limits.capacity import HEADROOM
 from capstan_operator.decide.limits.ladder import LARGEST_MARGIN, ladder, move, towards
 from capstan_operator.decide.limits.situation import Situation
 from capstan_operator.decide.values import Value
 
-_SEQUENCE_SLACK: Final = (1.1, 1.5)
+_SEQUENCE_SLACK: Final = (0.8, 1.0)
 _KV_SHARE: Final = 0.95
 
 
@@ -54,7 +54,9 @@ def ideal(situation: Situation, current: BatchLimits, envelope: Envelope, guard:
             n = min(situation.signals.decode_sequences, envelope.max_sequences)
             base_s = model.step_seconds(0, n, situation.signals.context_tokens)
             tokens = n + max(0.0, goal_s - base_s) / situation.token_s
-        fewest, most = (slack * sustained_batch(model, situation.lengths, goal_s) for slack in _SEQUENCE_SLACK)
+        # Not what prefill can keep filled: shorter answers than those so far would then wait for places.
+        sequence_s = max(1e-9, model.sequence_seconds(situation.lengths.context))
+        fewest, most = (slack * max(0.0, goal_s - model.coefficients[0]) / sequence_s for slack in _SEQUENCE_SLACK)
         sequences = min(max(float(current.max_sequences), fewest), most)
     if kv_tokens > 0:
         # A safety cap, by the mean request: engines admit no more than really fit.
@@ -137,7 +139,7 @@ def explained(
             f"is predicted to take {_ms(full_s)} > {_ms(goal_s)}"
         )
     if lowered and wanted.max_batched_tokens == current.max_batched_tokens:
-        return "SustainableBatch", f"more sequences than a step of {_ms(goal_s)} can keep fed"
+        return "SustainableBatch", f"more sequences than a step of {_ms(goal_s)} decodes"
     if are_long and wanted.max_batched_tokens > current.max_batched_tokens:
         return (
             "LongStepsPay",

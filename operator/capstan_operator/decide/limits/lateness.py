@@ -1,7 +1,7 @@
-"""What ended and what waits, counted for the fast loop: whether answers are late, and whether prompts are in a hurry.
+"""What ended, counted for the fast loop: whether more answers are late than may be.
 
-Moves no limit. The guard is the factor by which full steps may miss the length that the model allows: it falls while
-more answers are late than the objective lets TPOT have, and rises while prompts queue and hardly an answer is late.
+Moves no limit. The guard is the share of the length that the model allows to full steps: it falls while more answers
+are late than the objective lets TPOT have, and returns when they are no more.
 
 The surprising idea: late answers lower nothing while first tokens are late more often. Less budget would give to the
 smaller evil what it takes from the larger one.
@@ -9,16 +9,12 @@ smaller evil what it takes from the larger one.
 
 from typing import Final
 
-from capstan_api.limits import Envelope
-from capstan_operator.decide.fleets.bank import BURST_WAIT
-from capstan_operator.decide.limits.memory import LimitsMemory, burst
+from capstan_operator.decide.limits.memory import LimitsMemory
 from capstan_operator.decide.limits.situation import TPOT_SHARE, Situation
 
-# Between the last turn that saw prompts queue and the end of the higher budget.
-_BURST_HOLD_S: Final = 4.0
-# Of the TTFT threshold: queueing prompts that take more are a reason to find out how long steps may be.
-_PRESSING: Final = 0.15
-_GUARD_BOUNDS: Final = (0.5, 3.0)
+# Never above what the model allows. While prompts queue all steps are full, and longer ones make every short answer
+# late, for the sake of fewer first tokens than that: those that are late yield to the others.
+_GUARD_BOUNDS: Final = (0.5, 1.0)
 _GUARD_UP, _GUARD_DOWN = 1.05, 0.93
 _LATE_HALF_LIFE_S: Final = 120.0
 _ENOUGH_REQUESTS: Final = 8
@@ -29,36 +25,24 @@ _STALE_ANSWERS, _LEAST_STALE_S = 2.0, 10.0
 def watched(memory: LimitsMemory, situation: Situation, answer_s: float, now: float) -> LimitsMemory:
     """The memory after what ended, and what waits, was counted.
 
-    Answers that began under other limits say nothing of these, nor do those that were slowed for the TTFT's sake.
+    Answers that began under other limits say nothing of these, nor does what comes while prompts queue: that no length
+    of steps would have saved.
     """
     target, kept = situation.target, 0.5 ** (situation.seconds / _LATE_HALF_LIFE_S)
-    others = max(memory.moved_at or 0.0, memory.hurried_at or 0.0)
-    counts = now - others >= max(_STALE_ANSWERS * answer_s, _LEAST_STALE_S)
+    queued_at = now if situation.is_queueing else memory.queued_at
+    counts = now - max(memory.moved_at or 0.0, queued_at or 0.0) >= max(_STALE_ANSWERS * answer_s, _LEAST_STALE_S)
     ended = late = begun = late_first = 0.0
     if target is not None and counts:
         ended, late, begun, late_first = target.ended, target.late, target.begun, target.late_first
-    queue_s, ttft_s = situation.queue_s, situation.ttft_s
-    threatened = ttft_s is not None and queue_s > BURST_WAIT * ttft_s
     return memory.changed(
         ended=kept * memory.ended + ended,
         late=kept * memory.late + late,
         begun=kept * memory.begun + begun,
         late_first=kept * memory.late_first + late_first,
+        queued_at=queued_at,
         late_now=memory.late_now or late > ended,
-        pressed=memory.pressed or (ttft_s is not None and queue_s > _PRESSING * ttft_s),
-        hurried_at=now if threatened else memory.hurried_at,
         steps=memory.steps.watched(situation, counts=counts),
     )
-
-
-def hurried(memory: LimitsMemory, situation: Situation, envelope: Envelope, now: float) -> LimitsMemory:
-    """The memory with the limits for a queue that threatens the TTFT, while there is one."""
-    limits = memory.limits
-    is_over = memory.hurried_at is None or now - memory.hurried_at > _BURST_HOLD_S
-    if limits is None or is_over or (situation.is_warming and situation.is_lost):
-        return memory.changed(burst=None)
-    raised = burst(limits, envelope)
-    return memory.changed(burst=raised if raised != limits else None)
 
 
 def is_late(memory: LimitsMemory) -> bool:
@@ -75,7 +59,4 @@ def guarded(memory: LimitsMemory) -> float:
         return memory.guard
     if is_late(memory):
         return max(low, memory.guard * _GUARD_DOWN) if memory.late_now else memory.guard
-    if memory.pressed:
-        return min(high, memory.guard * _GUARD_UP)
-    # Without a queue there is nothing to be gained above the model's own value.
-    return max(memory.guard, min(1.0, memory.guard * _GUARD_UP))
+    return min(high, memory.guard * _GUARD_UP)

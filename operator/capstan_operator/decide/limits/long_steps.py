@@ -6,12 +6,12 @@ answer of O tokens is late only if more than O·(T − base) seconds of prefill 
 is. With prompts of μ seconds, a load of ρ seconds of prefill per second, and y = O·(T − base)/μ for a mean answer:
 
     late TPOT, long    ρ · T/(T − base) · y/(1 + y)²                 one prompt that is too much for an answer
-    late TTFT, either  exp(−(1 − (ρ/φ')²)·(τ − full/2)·φ/μ)          a stay in an M/M/1 queue, the shorter of two
+    late TTFT, either  (1 − b)·Ω / (1 − b·Ω), b = (ρ/φ)²             stays in an M/M/1 queue that those leave who are
+                       Ω = exp(−(1 − b)·(τ − full/2)·φ/μ)            late, the shorter of two
 
-for a TTFT of τ and exponential lengths; φ' is that of long steps, for the budget rises while prompts queue. In
-simulation the two tell chat on a large model (long steps cost nothing) from long prompts with short answers by orders
-of magnitude. What they tell wrongly is mended by what was measured: first tokens under short steps, answers under long
-ones, for each length has a vice that the other one would mend.
+for a TTFT of τ and exponential lengths. In simulation the two tell chat on a large model (long steps cost nothing) from
+long prompts with short answers by orders of magnitude. What they tell wrongly is mended by what was measured: first
+tokens under short steps, answers under long ones, for each length has a vice that the other one would mend.
 
 The surprising idea: there is nothing between. Steps a little longer than T lose the TPOT of as many answers as steps
 without any bound, and give less to the TTFT.
@@ -108,15 +108,15 @@ def late_tpot(load: float, prompt_s: float, base_s: float, threshold_s: float, o
     return min(1.0, load * threshold_s / room_s * prompts / (1 + prompts) ** 2)
 
 
-def late_ttft(
-    load: float, prompt_s: float, base_s: float, full_s: float, longest_s: float, ttft_s: float, num_ready: int
-) -> float:
-    """Share of first tokens that are late when full steps take `full_s`, and `longest_s` while prompts queue."""
-    own, queue = 1 - base_s / full_s, 1 - base_s / longest_s
-    if min(own, queue) <= 0 or load >= queue:
+def late_ttft(load: float, prompt_s: float, base_s: float, full_s: float, ttft_s: float, num_ready: int) -> float:
+    """Share of first tokens that are late when full steps take `full_s`."""
+    for_prompts = 1 - base_s / full_s
+    if load >= for_prompts:
         return 1.0
-    busy = (load / queue) ** min(2, num_ready)
-    return math.exp(-(1 - busy) * max(0.0, ttft_s - full_s / 2) * own / max(prompt_s, 1e-9))
+    busy = (load / for_prompts) ** min(2, num_ready)
+    longer = math.exp(-(1 - busy) * max(0.0, ttft_s - full_s / 2) * for_prompts / max(prompt_s, 1e-9))
+    # Those that are late already do not hold up the others.
+    return (1 - busy) * longer / (1 - busy * longer)
 
 
 class _Expected(NamedTuple):
@@ -133,9 +133,7 @@ class _Expected(NamedTuple):
         prompt_s = situation.token_s * max(situation.long_prompt, situation.lengths.computed_prompt) / 2
         late = late_tpot(load, prompt_s, base_s, target.threshold_s, situation.lengths.output)
         first = [
-            0.0
-            if ttft_s is None
-            else late_ttft(load, prompt_s, base_s, full_s, longest_s, ttft_s, max(1, situation.num_ready))
+            0.0 if ttft_s is None else late_ttft(load, prompt_s, base_s, full_s, ttft_s, max(1, situation.num_ready))
             for full_s in (goal_s, longest_s)
         ]
         return cls(*(share / target.allowed for share in (*first, late if longest_s > goal_s else 0.0)))

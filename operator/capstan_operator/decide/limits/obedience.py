@@ -16,7 +16,7 @@ figures: Final = attrgetter("max_sequences", "max_batched_tokens")
 
 def obedient(observation: Observation, memory: LimitsMemory) -> set[str]:
     """Ready replicas that have told of the limits of all. The one on trial is to have others."""
-    limits, trial = memory.burst or memory.limits, memory.canary.trial
+    limits, trial = memory.limits, memory.canary.trial
     if limits is None:
         return set()
     asked = figures(limits)

@@ -13,6 +13,9 @@ from capstan_operator.decide.values import Value
 TPOT_SHARE: Final = 0.3
 """Of what an objective allows, the share that TPOT may use up; the rest is for the TTFT."""
 
+# Of the TTFT threshold.
+_QUEUE: Final = 0.4
+
 
 class Target(Value):
     """The tightest TPOT threshold, and how answers since the last turn stand to their own."""
@@ -62,6 +65,11 @@ class Situation(Value):
     def is_lost(self) -> bool:
         """Whether prompts that come now will miss their TTFT, however long the steps are made."""
         return self.ttft_s is not None and self.queue_s > self.ttft_s
+
+    @property
+    def is_queueing(self) -> bool:
+        """Whether prompts wait for so long that their TTFT is in danger."""
+        return self.ttft_s is not None and self.queue_s > _QUEUE * self.ttft_s
 
     @property
     def queue_s(self) -> float:

@@ -1,7 +1,7 @@
 """From the bank's misses to numbers of replicas: what is needed, what is safe to have fewer of, and with what margin.
 
     needed = the smallest fleet that would have missed no more than the objective allows, times the margin
-    margin = (1 + unexplained) · (1 + 0.2·√(15 min / (15 min + history)) + 3 % per minute of start-up)
+    margin = (1 + unexplained) · (1 + 0.1·√(15 min / (15 min + history)) + 3 % per minute of start-up)
 
 The margin is the price of looking back: what came says less about what comes the shorter it was seen, and the longer
 new replicas take to help. Misses that were measured and not told by the bank add to it.
@@ -30,8 +30,8 @@ _BEYOND_SHARE: Final = 0.2
 # A fleet that is this much over a whole number is that number.
 _TOLERANCE: Final = 0.02
 _LEAST_SHARE: Final = 1e-6
-_HISTORY_S, _HISTORY_MARGIN, _STARTUP_MARGIN_PER_S = 900.0, 0.2, 0.03 / 60
-_FEEDBACK_HALF_LIFE_S: Final = 600.0
+_HISTORY_S, _HISTORY_MARGIN, _STARTUP_MARGIN_PER_S = 900.0, 0.1, 0.03 / 60
+_FEEDBACK_HALF_LIFE_S, _FEEDBACK_PAUSE_S = 600.0, 60.0
 _FEEDBACK_GAIN, _LARGEST_FEEDBACK, _FEEDBACK_SLACK = 6.0, 0.3, 0.4
 LOW_BUDGET: Final = 0.1
 """Of the error budget's whole window: with less left nothing is given up, and half of what is allowed is kept back."""
@@ -46,8 +46,15 @@ class Feedback(Value):
     seen_missed: float = 0
     told: float = 0
     told_missed: float = 0
+    paused_s: float = 0
+    """For how long nothing is learnt: a queue says what too small a fleet misses, and its late ones end after it."""
 
-    def learn(self, *, seen: float, seen_missed: float, told: float, told_missed: float, seconds: float) -> "Feedback":
+    def learn(
+        self, *, seen: float, seen_missed: float, told: float, told_missed: float, seconds: float, is_queueing: bool
+    ) -> "Feedback":
+        paused_s = _FEEDBACK_PAUSE_S if is_queueing else self.paused_s - seconds
+        if paused_s > 0:
+            return self.changed(paused_s=paused_s)
         kept = 0.5 ** (seconds / _FEEDBACK_HALF_LIFE_S)
         return Feedback.made(
             seen=kept * self.seen + seen,
