@@ -174,6 +174,8 @@ class Replica:
         self._num_generated += 1
         if produced == 1:
             book.first_token(request, now)
+            priority_s = book.priority[request] * PRIORITY_LEVEL_S
+            self._running[request] = (book.arrival[request] - priority_s, prompt.entry[1], request)
         if produced == book.output[request]:
             self._end(request, now)
             return

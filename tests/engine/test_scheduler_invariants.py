@@ -181,6 +181,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert rank[0] == own
             if request.status is not Status.ENDED and not had_output:
                 assert request.rank[0] == (late if due is not None and due <= self.now else own)
+            if request.num_output:
+                assert request.rank == request.arrival_rank
 
     @precondition(lambda self: self.flights)
     @rule()

@@ -20,7 +20,7 @@ LATE_HANDICAP_S: Final = 120.0
 """What a late first token costs in the queue: about as long as it takes until help comes, a replica that starts."""
 
 Rank = tuple[float, int]
-"""Order of service: smaller first. It changes at most once, when the first token is late."""
+"""Order of service: smaller first. It is another one only while a first token is late."""
 
 
 class Status(enum.Enum):
@@ -40,6 +40,8 @@ class Request:
     params: SamplingParams
     arrival_time: float
     rank: Rank
+    arrival_rank: Rank
+    """What it was at first, and is again from the first token on: an answer that has begun is not held up."""
     deadline: float | None
     first_token_due: float | None
     """None where there is no threshold, and from the moment on at which it no longer matters."""
@@ -74,12 +76,14 @@ class Request:
         """The waiting request for `submit`; `number` counts submissions and breaks ties of rank."""
         num_prompt_tokens = len(submit.prompt_token_ids)
         max_length = min(num_prompt_tokens + submit.params.max_tokens, max_model_len)
+        rank = (submit.arrival_time - submit.priority * PRIORITY_LEVEL_S, number)
         return cls(
             id=submit.request_id,
             prompt_token_ids=submit.prompt_token_ids,
             params=submit.params,
             arrival_time=submit.arrival_time,
-            rank=(submit.arrival_time - submit.priority * PRIORITY_LEVEL_S, number),
+            rank=rank,
+            arrival_rank=rank,
             deadline=submit.deadline,
             first_token_due=submit.first_token_due,
             cache_salt=submit.cache_salt,

@@ -14,7 +14,7 @@ out while the step that still writes to them is in flight.
 
 Surprising idea: one `rank` decides everything that is an order: who is admitted, whose prompt goes first, who is
 preempted and, where the queue is full, who is refused (the worst rank, though it came first). It follows from the
-arrival and changes at most once: a request whose first token is late already yields to those that can still be in time.
+arrival, and is another one only while a first token is late: such a request yields to those that can still be in time.
 Served in order of arrival, under overload everybody waits just beyond the threshold and all are late, as is known of
 queues with impatient customers (whence adaptive LIFO, and shedding of the oldest); who yields is served later, and is
 not dropped. An admitted request holds blocks for its whole prompt at once, so only decodes can ever lack a block, and
@@ -218,6 +218,15 @@ class Scheduler:
             else:
                 request.fall_back()
 
+    def _rank_as_at_arrival(self, request: Request) -> None:
+        """Its first token is there: what follows is waited for as much as anybody's."""
+        if request.status is Status.WAITING:
+            self._waiting.remove(request)
+            request.rank = request.arrival_rank
+            self._waiting.push(request)
+        else:
+            request.rank = request.arrival_rank
+
     def _settle_due(self, request: Request) -> None:
         """When its first token is late matters no longer."""
         if request.first_token_due is not None:
@@ -314,6 +323,8 @@ class Scheduler:
             request.prompt_logprobs[scheduled.start + 1 : scheduled.start + 1 + len(new)] = new
         if scheduled.samples:
             self._settle_due(request)
+            if request.rank != request.arrival_rank:
+                self._rank_as_at_arrival(request)
             sampled = result.sampled[request.id]
             reason = request.learn(sampled.token_id)
             if reason is None:
