@@ -169,7 +169,8 @@ class Outlook:
         demand = margin * seen.arrivals_per_s / serves
         missing = max(0.0, demand - seen.num_serving) * startup_s
         asked = demand + (seen.queue / serves + missing) / _CATCH_UP_S
-        return math.ceil(min(asked, _MOST_CATCHING_UP * demand))
+        # Those that serve stay for it, though nothing new comes: a drain has an end, and late requests may wait longer.
+        return math.ceil(min(asked, max(_MOST_CATCHING_UP * demand, seen.num_serving)))
 
     @property
     def _kv_tokens(self) -> float:
