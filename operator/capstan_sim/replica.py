@@ -2,7 +2,7 @@
 
     decodes first · what is left of the token budget to prompts in order of rank · at most `max_sequences` at a time
     a prompt is admitted when the KV cache holds all of it · the worst rank is preempted when a decode finds no room
-    who has no output when its first token is late yields at the next step boundary
+    whose first token can no longer be in time, by the pace of prefill, yields at the next step boundary
 
 Knows the seconds of a step only from its `StepModel`, and no fleet. The surprising idea: nothing happens between two
 ends of requests but equal decode steps that grow by one context token for each sequence, so their time is an arithmetic
@@ -21,6 +21,7 @@ from heapq import heapify, heappop, heappush
 from operator import itemgetter
 
 from capstan_api.limits import BatchLimits
+from capstan_engine.scheduler.prefill_pace import PrefillPace
 from capstan_engine.scheduler.request import LATE_HANDICAP_S, PRIORITY_LEVEL_S
 from capstan_sim.book import Book
 from capstan_sim.engine import REMEMBERED_RUNS, Run
@@ -43,9 +44,10 @@ class Replica:
     """The fast `Engine`."""
 
     __slots__ = (
-        "_busy_s", "_chunks", "_clock", "_context", "_due", "_finish", "_held", "_in_turn", "_num_generated",
-        "_num_steps", "_num_submitted", "_prompts", "_run", "_running", "_waiting", "book", "limits", "model",
-        "num_preemptions", "outstanding", "prefix_hits", "prefix_queries", "runs", "until", "waiting_tokens",
+        "_busy_s", "_chunks", "_clock", "_context", "_finish", "_held", "_in_turn", "_judged_at", "_judgements",
+        "_num_filling", "_num_generated", "_num_steps", "_num_submitted", "_pace", "_prompts", "_run", "_running",
+        "_waiting", "book", "limits", "model", "num_preemptions", "outstanding", "prefix_hits", "prefix_queries", "runs", "until",
+        "waiting_tokens",
     )  # fmt: skip
 
     def __init__(self, model: StepModel, limits: BatchLimits, book: Book) -> None:
@@ -68,9 +70,14 @@ class Replica:
         self._running: dict[int, Entry] = {}
         self._waiting: list[Entry] = []
         """In order of rank."""
-        self._due: list[tuple[float, Entry, Entry]] = []
-        """Heap of (when its first token is late, its entry until then, its entry once it has yielded). An entry that no
-        longer matters is left in it."""
+        self._judgements: list[tuple[float, Entry, Entry]] = []
+        """Heap of (when it is asked whether its first token can be in time, its entry until then, its entry once it has
+        yielded). What no longer matters is left in it."""
+        self._judged_at: dict[int, float] = {}
+        """Those moments, by request."""
+        self._pace = PrefillPace()
+        self._num_filling = 0
+        """Tokens of prompts in this step, where they have used up the budget."""
         self._chunks: list[tuple[_Prompt, int]] = []
         self._in_turn: set[int] | None = None
         """The decodes that get a token in this step, when not all fit the budget."""
@@ -98,7 +105,7 @@ class Replica:
         insort(self._waiting, entry)
         due = book.first_token_due[request]
         if due < math.inf:
-            heappush(self._due, (due, entry, (entry[0] + LATE_HANDICAP_S, *entry[1:])))
+            self._judge_at(self._late_at(request, book.prompt[request]), entry, (entry[0] + LATE_HANDICAP_S, *entry[1:]))
         self.outstanding += 1
         self.waiting_tokens += book.prompt[request]
         if self._run is None:
@@ -118,6 +125,8 @@ class Replica:
         self.runs.append(run)
         self._num_steps += steps
         self._busy_s += now - run.start
+        if self._num_filling:
+            self._pace.learn(self._num_filling, now - run.start)
         num_decoding = len(finish)
         if self._in_turn is not None:
             self._wait_a_turn(self._in_turn)
@@ -140,7 +149,8 @@ class Replica:
     def abandon(self) -> list[int]:
         # As they came: each begins with a new rank elsewhere.
         left = sorted([*self._waiting, *self._running.values()], key=itemgetter(1))
-        self._due, self._waiting, self._running, self._finish, self._prompts, self._chunks = [], [], {}, [], [], []
+        self._waiting, self._running, self._finish, self._prompts, self._chunks = [], {}, [], [], []
+        self._judgements, self._judged_at, self._num_filling = [], {}, 0
         self._run, self.until, self.outstanding = None, math.inf, 0
         return [request for _, _, request in left]
 
@@ -174,6 +184,7 @@ class Replica:
         self._num_generated += 1
         if produced == 1:
             book.first_token(request, now)
+            self._judged_at.pop(request, None)
             priority_s = book.priority[request] * PRIORITY_LEVEL_S
             self._running[request] = (book.arrival[request] - priority_s, prompt.entry[1], request)
         if produced == book.output[request]:
@@ -199,21 +210,40 @@ class Replica:
         """At the first boundary at which another one may be admitted in place of a head that finds no room."""
         if not self._waiting or len(self._running) >= self.limits.max_sequences:
             return
-        book, head = self.book, self._waiting[0][2]
-        due = book.first_token_due[head]
-        if book.first[head] < 0 and now < due < self.until:
-            self._cut(due)
+        head = self._waiting[0][2]
+        judged_at = self._judged_at.get(head)
+        if judged_at is not None:
+            # Decodes leave the pace of prefill as it is.
+            yields_at = max(judged_at, self._late_at(head, self.book.prompt[head] - self.book.cached[head]))
+            if now < yields_at < self.until:
+                self._cut(yields_at)
+
+    def _judge_at(self, moment: float, entry: Entry, late: Entry) -> None:
+        self._judged_at[entry[2]] = moment
+        heappush(self._judgements, (moment, entry, late))
+
+    def _late_at(self, request: int, num_left: int) -> float:
+        """The last moment at which what is left of its prompt can be begun, to end before its first token is due."""
+        return self.book.first_token_due[request] - self._pace.seconds_for(num_left)
 
     def _let_late_yield(self, now: float) -> None:
-        due, book = self._due, self.book
-        while due and due[0][0] <= now:
-            _, entry, late = heappop(due)
+        judgements, book = self._judgements, self.book
+        while judgements and judgements[0][0] <= now:
+            _, entry, late = heappop(judgements)
             request = entry[2]
             if book.first[request] >= 0:
                 continue
+            prompt, num_left = None, book.prompt[request] - book.cached[request]
             if request in self._running:
-                self._running[request] = late
-                next(prompt for prompt in self._prompts if prompt.entry is entry).entry = late
+                prompt = next(prompt for prompt in self._prompts if prompt.entry is entry)
+                num_left = prompt.known - prompt.computed
+            late_at = self._late_at(request, num_left)
+            if late_at > now:
+                self._judge_at(late_at, entry, late)
+                continue
+            del self._judged_at[request]
+            if prompt is not None:
+                self._running[request] = prompt.entry = late
             else:
                 del self._waiting[bisect_left(self._waiting, entry)]
                 insort(self._waiting, late)
@@ -221,8 +251,8 @@ class Replica:
     def _plan(self, now: float) -> None:
         """Begin the next run, or fall idle."""
         model, budget = self.model, self.limits.max_batched_tokens
-        self._chunks = []
-        if self._due and self._due[0][0] <= now:
+        self._chunks, self._num_filling = [], 0
+        if self._judgements and self._judgements[0][0] <= now:
             self._let_late_yield(now)
         last_tokens = [p for p in self._prompts if p.known - p.computed == 1] if self._prompts else []
         if len(self._finish) + len(last_tokens) > budget:
@@ -282,7 +312,7 @@ class Replica:
         """Give `budget` to prompts that lack more than one token, in order of rank, running or waiting."""
         running = [prompt for prompt in self._prompts if prompt.known - prompt.computed > 1]
         running.sort(key=lambda prompt: prompt.entry, reverse=True)
-        waiting, book, may_admit = self._waiting, self.book, True
+        waiting, book, may_admit, room = self._waiting, self.book, True, budget
         while budget:
             if may_admit and (not running or (waiting and waiting[0] < running[-1].entry)):
                 # Room does not grow within a step: a head that does not fit is asked only once.
@@ -303,6 +333,7 @@ class Replica:
             tokens = min(budget, prompt.known - prompt.computed)
             budget -= tokens
             self._chunks.append((prompt, tokens))
+        self._num_filling = room
 
     def _admit(self) -> _Prompt | None:
         """Let the head of the queue run, if there is room for all that it knows."""

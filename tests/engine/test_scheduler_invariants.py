@@ -145,7 +145,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         running, preemptions = self.scheduler.num_running, self.scheduler.num_preemptions
         before = [(r, r.rank, bool(r.output_token_ids)) for r in self.scheduler._requests.values()]
         plan = self.scheduler.plan(self.now)
-        self.check_ranks(before)
+        self.check_ranks(before, len(self.flights))
         assert plan.num_tokens <= self.limits.max_batched_tokens
         assert plan.num_tokens == plan.num_prefill_tokens + plan.num_decodes
         assert self.scheduler.num_running <= max(self.limits.max_sequences, running)
@@ -171,16 +171,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         own, due = submit.arrival_time - submit.priority * PRIORITY_LEVEL_S, submit.first_token_due
         return own, own if due is None else own + LATE_HANDICAP_S
 
-    def check_ranks(self, before: list[tuple[Request, Rank, bool]]) -> None:
-        """Who was late at the plan and had no output, known or promised, has yielded once; nobody else ever has."""
+    def check_ranks(self, before: list[tuple[Request, Rank, bool]], num_in_flight: int) -> None:
+        """Who was late at the plan and had no output, known or promised, has yielded once; of the others only who has
+        no time for its prompt."""
         for request, rank, had_output in before:
             due, (own, late) = self.submits[request.id].first_token_due, self.moments(request.id)
             assert request.rank[0] in (own, late)
             if request.rank != rank:
                 assert not had_output
                 assert rank[0] == own
-            if request.status is not Status.ENDED and not had_output:
-                assert request.rank[0] == (late if due is not None and due <= self.now else own)
+                whole_s = self.scheduler._pace.seconds_for(len(request.prompt_token_ids), num_in_flight)
+                assert due <= self.now + whole_s
+            if request.status is not Status.ENDED and not had_output and due is not None and due <= self.now:
+                assert request.rank[0] == late
             if request.num_output:
                 assert request.rank == request.arrival_rank
 
@@ -233,9 +236,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sorted(request_id for _, request_id in scheduler._deadlines) == sorted(expiring)
         waiting = [request.rank for request in scheduler._waiting]
         assert waiting == sorted(waiting)
-        undecided = [(r.first_token_due, r.id) for r in scheduler._requests.values() if r.first_token_due is not None]
-        assert scheduler._due == sorted(undecided)
-        assert all(scheduler._requests[request_id].num_output == 0 for _, request_id in scheduler._due)
+        undecided = [r for r in scheduler._requests.values() if r.judged_at is not None]
+        assert scheduler._judgements == sorted((r.judged_at, r.id) for r in undecided)
+        assert all(r.num_output == 0 and r.judged_at <= r.first_token_due for r in undecided)
 
     @invariant()
     def shared_blocks_hold_the_same_past(self) -> None:

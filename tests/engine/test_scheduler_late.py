@@ -1,10 +1,12 @@
-"""A request whose first token is late yields to those that can still be in time: once, and not for ever."""
+"""A request whose first token is late, or cannot but be, yields to those that can still be in time: once, and not for
+ever."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_engine.errors import QueueFull
+from capstan_engine.scheduler.prefill_pace import PrefillPace
 from capstan_engine.scheduler.request import LATE_HANDICAP_S, Request
 from engine.scheduler_loop import Loop, served
 from fakes import make_submit
@@ -204,7 +206,7 @@ def test_at_a_full_queue_the_late_one_makes_place_for_one_that_can_be_in_time() 
 def test_nothing_is_kept_of_a_moment_that_no_longer_matters(end: str) -> None:
     loop = Loop()
     loop.submit(make_submit(first_token_due=1e5, deadline=1.0 if end == "deadline" else None))
-    assert loop.scheduler._due
+    assert loop.scheduler._judgements
     if end == "abort":
         loop.scheduler.abort(["r"])
     elif end == "error":
@@ -212,8 +214,92 @@ def test_nothing_is_kept_of_a_moment_that_no_longer_matters(end: str) -> None:
     elif end == "deadline":
         loop.now = 2.0
     loop.step()
-    assert loop.scheduler._due == []
+    assert loop.scheduler._judgements == []
     # The same id anew has a moment of its own.
     loop.scheduler.abort(["r"])
     loop.submit(make_submit(arrival_time=2.0, first_token_due=3.0))
-    assert loop.scheduler._due == [(3.0, "r")]
+    assert loop.scheduler._judgements == [(3.0, "r")]
+
+
+# --- before it is late ---------------------------------------------------------------------------------------------
+
+
+def step_that_takes(loop: Loop, seconds: float) -> dict[str, int]:
+    """One step; tokens per request."""
+    plan = loop.scheduler.plan(loop.now)
+    loop.now += seconds
+    loop.scheduler.commit(plan, loop.runner.execute(plan), loop.now)
+    return served(plan)
+
+
+def paced(**options: int) -> Loop:
+    """A full step of 16 tokens took a second just now, and it is 1.0."""
+    loop = Loop(max_batched_tokens=16, **options)
+    loop.submit(make_submit("first", range(100, 116), max_tokens=1))
+    step_that_takes(loop, 1.0)
+    return loop
+
+
+@pytest.mark.parametrize(("due", "first"), [(3.51, "long"), (3.49, "fresh")])
+def test_a_prompt_for_which_no_time_is_left_yields_before_it_is_late(due: float, first: str) -> None:
+    """32 tokens take two steps, and half of another one on average."""
+    loop = paced()
+    loop.submit(
+        make_submit("long", range(32), first_token_due=due, max_tokens=1),
+        make_submit("fresh", range(40, 56), arrival_time=0.5, first_token_due=9.0, max_tokens=1),
+    )
+    assert served(loop.step()[0]) == {first: 16}
+
+
+def test_what_is_computed_of_it_already_is_time_that_it_does_not_need() -> None:
+    loop = paced(max_sequences=2)
+    loop.submit(make_submit("long", range(48), first_token_due=4.6, max_tokens=1))
+    rank = held(loop, "long").rank
+    for _ in range(3):
+        assert step_that_takes(loop, 1.0) == {"long": 16}
+        if loop.now < 4:
+            assert held(loop, "long").rank == rank
+    assert loop.now == 4.0
+
+
+def test_what_is_cached_of_it_is_too() -> None:
+    def yields(salt: str) -> bool:
+        loop = Loop(max_batched_tokens=16)
+        loop.submit(make_submit("before", range(33), max_tokens=1))
+        for _ in range(3):
+            step_that_takes(loop, 1.0)
+        loop.submit(make_submit("again", range(33), first_token_due=5.0, cache_salt=salt))
+        rank = held(loop, "again").rank
+        loop.scheduler.plan(loop.now)
+        return held(loop, "again").rank != rank
+
+    assert not yields(salt="")
+    assert yields(salt="another")
+
+
+def test_a_step_with_room_to_spare_says_nothing_of_the_pace() -> None:
+    loop = Loop(max_batched_tokens=17)
+    loop.submit(make_submit("first", range(16), max_tokens=1))
+    step_that_takes(loop, 10.0)
+    assert loop.scheduler._pace.seconds_for(1000) == 0
+
+
+def test_of_a_step_that_was_planned_ahead_only_its_own_time_counts() -> None:
+    loop = Loop(max_batched_tokens=16)
+    loop.submit(make_submit("long", range(32), max_tokens=1))
+    plans = [loop.scheduler.plan(0.0), loop.scheduler.plan(0.0)]
+    for at, plan in zip((1.0, 1.5), plans, strict=True):
+        loop.scheduler.commit(plan, loop.runner.execute(plan), at)
+    assert loop.scheduler._pace.seconds_for(16) == 0.75
+
+
+def test_the_pace_is_that_of_the_fastest_of_the_last_full_steps() -> None:
+    pace = PrefillPace()
+    assert pace.seconds_for(1_000_000) == 0
+    for seconds in (0.1, 5.0, 0.1, 0.1):
+        pace.learn(100, seconds)
+        assert pace.seconds_for(200) == pytest.approx(0.25), "a hiccup makes nobody late"
+    for _ in range(4):
+        pace.learn(100, 0.2)
+    assert pace.seconds_for(200) == pytest.approx(0.5)
+    assert pace.seconds_for(200, num_in_flight=1) == pytest.approx(0.7)

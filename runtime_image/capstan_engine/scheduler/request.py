@@ -44,7 +44,6 @@ class Request:
     """What it was at first, and is again from the first token on: an answer that has begun is not held up."""
     deadline: float | None
     first_token_due: float | None
-    """None where there is no threshold, and from the moment on at which it no longer matters."""
     cache_salt: str
     max_length: int
     """Known tokens at which the request ends with `LENGTH`."""
@@ -56,6 +55,8 @@ class Request:
     """Leading tokens that are known."""
     output_token_ids: list[int] = field(default_factory=list)
     status: Status = Status.WAITING
+    judged_at: float | None = None
+    """When it is asked again whether its first token can be in time; None once that is settled or has no threshold."""
     num_planned: int = 0
     """Leading tokens whose K and V will lie in the block table when all steps in flight have run."""
     num_computed: int = 0
@@ -105,7 +106,7 @@ class Request:
         return self.num_known - len(self.prompt_token_ids)
 
     def fall_back(self) -> None:
-        """Its first token is late: behind those of its class that can still be in time."""
+        """Its first token will be late: behind those of its class that can still be in time."""
         moment, number = self.rank
         self.rank = moment + LATE_HANDICAP_S, number
 

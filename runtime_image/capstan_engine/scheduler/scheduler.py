@@ -14,11 +14,11 @@ out while the step that still writes to them is in flight.
 
 Surprising idea: one `rank` decides everything that is an order: who is admitted, whose prompt goes first, who is
 preempted and, where the queue is full, who is refused (the worst rank, though it came first). It follows from the
-arrival, and is another one only while a first token is late: such a request yields to those that can still be in time.
-Served in order of arrival, under overload everybody waits just beyond the threshold and all are late, as is known of
-queues with impatient customers (whence adaptive LIFO, and shedding of the oldest); who yields is served later, and is
-not dropped. An admitted request holds blocks for its whole prompt at once, so only decodes can ever lack a block, and
-preemption happens in one place.
+arrival, and is another one only while a first token is late or cannot but be: such a request yields to those that can
+still be in time. Served in order of arrival, under overload everybody waits just beyond the threshold and all are late,
+as is known of queues with impatient customers (whence adaptive LIFO, and shedding of the oldest); who yields is served
+later, and is not dropped. An admitted request holds blocks for its whole prompt at once, so only decodes can ever lack
+a block, and preemption happens in one place.
 """
 
 from bisect import bisect_left, insort
@@ -31,6 +31,7 @@ from capstan_api.limits import BatchLimits
 from capstan_engine.errors import QueueFull, RequestError, RequestTooLarge
 from capstan_engine.messages import FinishReason, Output, Submit
 from capstan_engine.scheduler.block_pool import BlockPool
+from capstan_engine.scheduler.prefill_pace import PrefillPace
 from capstan_engine.scheduler.prefix_cache import PrefixCache
 from capstan_engine.scheduler.queueing import CompletionRate, WaitingQueue, retry_after_s
 from capstan_engine.scheduler.request import Request, Status
@@ -45,6 +46,15 @@ class Displaced(NamedTuple):
 
     request_id: str
     error: QueueFull
+
+
+class _Flight(NamedTuple):
+    """A step that was planned and is not committed yet."""
+
+    requests: list[Request]
+    planned_at: float
+    num_filling: int
+    """Tokens of prompts, where they have used up the budget, else 0."""
 
 
 class Scheduler:
@@ -78,12 +88,14 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: list[Request] = []
         self._deadlines: list[tuple[float, str]] = []
-        self._due: list[tuple[float, str]] = []
-        """When first tokens will be late, of requests that have drawn none and have not yielded."""
+        self._judgements: list[tuple[float, str]] = []
+        """When it is asked whether first tokens can be in time, of requests that have drawn none and have not yielded."""
+        self._pace = PrefillPace()
         self._completions = CompletionRate()
         self._num_submitted = 0
         self._now = 0.0
-        self._in_flight: deque[list[Request]] = deque()
+        self._committed_at = 0.0
+        self._in_flight: deque[_Flight] = deque()
         self._outputs: list[Output] = []
 
     @property
@@ -123,7 +135,7 @@ class Scheduler:
         if request.deadline is not None:
             insort(self._deadlines, (request.deadline, request.id))
         if request.first_token_due is not None:
-            insort(self._due, (request.first_token_due, request.id))
+            self._judge_at(request, request.first_token_due - self._pace.seconds_for(len(request.prompt_token_ids)))
         return displaced
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -140,7 +152,7 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan:
         """The next step. Requests past their deadline end first; their outputs come with the commit of this plan.
 
-        Those whose first token is late by now yield before anything is decided by rank.
+        Those whose first token can no longer be in time yield before anything is decided by rank.
         """
         assert len(self._in_flight) < 2, "commit the oldest plan before making another"
         self._now = now
@@ -149,8 +161,9 @@ class Scheduler:
         step = StepBuilder(self.limits.max_batched_tokens, now)
         for request in self._decodes_with_room(step.budget):
             step.add(request)
+        room = step.budget
         self._add_prompts(step)
-        self._in_flight.append(step.requests)
+        self._in_flight.append(_Flight(step.requests, now, room if not step.budget else 0))
         return step.plan()
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[Output]:
@@ -159,9 +172,13 @@ class Scheduler:
         Returns new tokens and ends, those of expired requests included.
         """
         assert self._in_flight, "nothing was planned"
-        self._now = now
+        flight = self._in_flight.popleft()
+        if flight.num_filling:
+            # One that was planned ahead began when the one before it ended.
+            self._pace.learn(flight.num_filling, now - max(flight.planned_at, self._committed_at))
+        self._now = self._committed_at = now
         # Pairing by object and not by id: an id may have been aborted and used again since the plan.
-        for request, scheduled in zip(self._in_flight.popleft(), plan.scheduled, strict=True):
+        for request, scheduled in zip(flight.requests, plan.scheduled, strict=True):
             if request.status is not Status.ENDED:
                 self._commit_one(request, scheduled, result, now)
         outputs, self._outputs = self._outputs, []
@@ -203,20 +220,41 @@ class Scheduler:
             self._end(self._requests[self._deadlines[0][1]], FinishReason.DEADLINE, now)
 
     def _let_late_yield(self, now: float) -> None:
-        """Whoever has no output moves back from the moment on at which its first token is due: no step begun then is
-        in time. One in flight may still be: whose first token it draws keeps its rank.
+        """Whoever has no output moves back as soon as its first token cannot be in time, however soon it is computed.
+
+        Whose first token a step in flight draws keeps its rank.
         """
-        while self._due and self._due[0][0] <= now:
-            request = self._requests[self._due[0][1]]
-            self._settle_due(request)
+        while self._judgements and self._judgements[0][0] <= now:
+            request = self._requests[self._judgements[0][1]]
+            self._judge_at(request, None)
             if request.output_token_ids:
                 continue
-            if request.status is Status.WAITING:
+            late_at = self._late_at(request)
+            if late_at > now:
+                # More of it is computed or cached, or steps are faster, than when it was judged before.
+                self._judge_at(request, late_at)
+            elif request.status is Status.WAITING:
                 self._waiting.remove(request)
                 request.fall_back()
                 self._waiting.push(request)
             else:
                 request.fall_back()
+
+    def _late_at(self, request: Request) -> float:
+        """The last moment at which what is left of the prompt can be begun, to end before its first token is due."""
+        assert request.first_token_due is not None, f"request {request.id} has no threshold"
+        num_left, cache = len(request.prompt_token_ids) - request.num_planned, self._cache_for(request)
+        if request.status is Status.WAITING and cache is not None:
+            num_left -= len(cache.match(request)) * self.block_size
+        return request.first_token_due - self._pace.seconds_for(num_left, len(self._in_flight))
+
+    def _judge_at(self, request: Request, moment: float | None) -> None:
+        """Ask then, and not before, whether its first token can be in time; never again with None."""
+        if request.judged_at is not None:
+            del self._judgements[bisect_left(self._judgements, (request.judged_at, request.id))]
+        request.judged_at = moment
+        if moment is not None:
+            insort(self._judgements, (moment, request.id))
 
     def _rank_as_at_arrival(self, request: Request) -> None:
         """Its first token is there: what follows is waited for as much as anybody's."""
@@ -226,12 +264,6 @@ class Scheduler:
             self._waiting.push(request)
         else:
             request.rank = request.arrival_rank
-
-    def _settle_due(self, request: Request) -> None:
-        """When its first token is late matters no longer."""
-        if request.first_token_due is not None:
-            del self._due[bisect_left(self._due, (request.first_token_due, request.id))]
-            request.first_token_due = None
 
     def _decodes_with_room(self, budget: int) -> list[Request]:
         """Running requests that lack one token, each with a block for it. They take turns when not all fit."""
@@ -283,8 +315,7 @@ class Scheduler:
         if not self._waiting or len(self._running) >= self.limits.max_sequences:
             return False
         request = self._waiting.head
-        # Prompt log probabilities need every position computed.
-        cache = self._prefix_cache if request.prompt_logprobs is None else None
+        cache = self._cache_for(request)
         cached = [] if cache is None else cache.match(request)
         num_new = self._num_blocks_for(len(request.token_ids)) - len(cached)
         num_needed = num_new + sum(map(self.pool.is_free, cached))
@@ -302,6 +333,10 @@ class Scheduler:
         request.status = Status.RUNNING
         self._running.append(request)
         return True
+
+    def _cache_for(self, request: Request) -> PrefixCache | None:
+        # Prompt log probabilities need every position computed.
+        return self._prefix_cache if request.prompt_logprobs is None else None
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -322,7 +357,7 @@ class Scheduler:
             new = result.prompt_logprobs.get(request.id, [])
             request.prompt_logprobs[scheduled.start + 1 : scheduled.start + 1 + len(new)] = new
         if scheduled.samples:
-            self._settle_due(request)
+            self._judge_at(request, None)
             if request.rank != request.arrival_rank:
                 self._rank_as_at_arrival(request)
             sampled = result.sampled[request.id]
@@ -392,6 +427,6 @@ class Scheduler:
         if request.deadline is not None:
             # At once: it may lie a day ahead, and a process that kept it until then would grow with every request.
             del self._deadlines[bisect_left(self._deadlines, (request.deadline, request.id))]
-        self._settle_due(request)
+        self._judge_at(request, None)
         request.status = Status.ENDED
         del self._requests[request.id]
