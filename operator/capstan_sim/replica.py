@@ -46,8 +46,8 @@ class Replica:
     __slots__ = (
         "_busy_s", "_chunks", "_clock", "_context", "_finish", "_held", "_in_turn", "_judged_at", "_judgements",
         "_num_filling", "_num_generated", "_num_steps", "_num_submitted", "_pace", "_prompts", "_run", "_running",
-        "_waiting", "book", "limits", "model", "num_preemptions", "outstanding", "prefix_hits", "prefix_queries", "runs", "until",
-        "waiting_tokens",
+        "_waiting", "book", "limits", "model", "num_preemptions", "outstanding", "prefix_hits", "prefix_queries",
+        "runs", "until", "waiting_tokens",
     )  # fmt: skip
 
     def __init__(self, model: StepModel, limits: BatchLimits, book: Book) -> None:
@@ -105,7 +105,9 @@ class Replica:
         insort(self._waiting, entry)
         due = book.first_token_due[request]
         if due < math.inf:
-            self._judge_at(self._late_at(request, book.prompt[request]), entry, (entry[0] + LATE_HANDICAP_S, *entry[1:]))
+            self._judge_at(
+                self._late_at(request, book.prompt[request]), entry, (entry[0] + LATE_HANDICAP_S, *entry[1:])
+            )
         self.outstanding += 1
         self.waiting_tokens += book.prompt[request]
         if self._run is None:

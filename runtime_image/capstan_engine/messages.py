@@ -73,7 +73,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     deadline: float | None = None
     """The request ends with `DEADLINE` at the first step boundary after this moment."""
     first_token_due: float | None = None
-    """From this moment on its first token is late, and it yields to those that can still be in time. None: never."""
+    """From this moment on its first token is late; it yields to those that can be in time as soon as it cannot. None:
+    never."""
     cache_salt: str = ""
     """Requests share prefix blocks only under the same salt."""
 

@@ -105,6 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             min_tokens=min_tokens,
             stop_token_ids=stop_token_ids,
         )
+        ranks = {r.id: r.rank for r in self.scheduler._waiting if r.first_scheduled_time is None}
         try:
             displaced = self.scheduler.submit(submit)
         except QueueFull:
@@ -114,9 +115,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(prompt) + max_tokens > min(MAX_MODEL_LEN, NUM_BLOCKS * BLOCK_SIZE)
             return
         if displaced is not None:
-            own, late = self.moments(displaced.request_id)
-            due = self.submits[displaced.request_id].first_token_due
-            assert (late if due is not None and due <= self.now else own) > self.now - priority * PRIORITY_LEVEL_S
+            assert ranks[displaced.request_id] == max(ranks.values())
+            assert ranks[displaced.request_id][0] > self.now - priority * PRIORITY_LEVEL_S
             assert not self.tokens[displaced.request_id]
             self.aborted.add(displaced.request_id)
         self.submits[submit.request_id] = submit

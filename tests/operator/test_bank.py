@@ -80,12 +80,21 @@ class Course:
         return float(self.bank.misses(len(self.fleets)).shares[k][nearest(self.fleets, replicas)])
 
 
+def requests_lost(tokens_lost: float, of: Engine) -> float:
+    """Share of requests, when so large a share of all prompt tokens cannot be computed in time.
+
+    Those with the longest prompts give up first, so that the fewer are lost the longer they are.
+    """
+    typical = of.prompt / of.long_prompt
+    return tokens_lost * (typical + (1 - typical) * tokens_lost)
+
+
 def test_a_fleet_below_the_load_misses_nearly_all_and_one_far_above_nearly_nothing() -> None:
     # A request takes 68 ms of prefill and about 30 ms of decoding: ten a second keep one replica busy.
     course = Course().steady(30, 600)
-    # Two compute a third less than comes: at least so many are late, and half of those that are just in time.
-    assert 0.33 < course.missed(2) < 0.8
-    assert course.missed(1) > 0.66
+    # Two compute a third less than comes, one two thirds.
+    assert requests_lost(0.33, course.of) < course.missed(2) < 0.5
+    assert requests_lost(0.66, course.of) < course.missed(1)
     assert course.missed(12) < 0.001
 
 
@@ -130,7 +139,7 @@ def _late_share(rate: float, replicas: int, *, seconds: float = 4000.0) -> float
             served[server] = bool(queue)
             if queue:
                 begins = max(free_at[server], queue[0][0])
-                timely = (i for i, (came, _) in enumerate(queue) if begins < came + CHAT.ttft_s)
+                timely = (i for i, (came, takes_s) in enumerate(queue) if begins + takes_s <= came + CHAT.ttft_s)
                 queue.insert(0, queue.pop(next(timely, 0)))
                 came, service_s = queue[0]
                 free_at[server] = begins + service_s
@@ -145,15 +154,19 @@ def _late_share(rate: float, replicas: int, *, seconds: float = 4000.0) -> float
             free_at[server] = moment
         queues[server].append((moment, random.expovariate(1.0) * 1000 * per_token_s))
         count += 1
-    return late / count
+    left = [moment - came for queue in queues for came, _ in queue]
+    return (late + sum(waited > CHAT.ttft_s for waited in left)) / count
 
 
-@pytest.mark.parametrize("load", [0.7, 0.8, 0.85])
-def test_the_share_between_never_and_always_is_that_of_two_real_queues(load: float) -> None:
+@pytest.mark.parametrize("replicas", [1, 2, 4, 8])
+@pytest.mark.parametrize("load", [0.8, 0.85, 0.9])
+def test_the_share_between_never_and_always_is_that_of_real_queues(load: float, replicas: int) -> None:
     prefill_only = engine(output=1.0, long_prompt=2000.0)
-    rate = 2 * load / (1000 * (COSTS[0] + COSTS[1] * 1024) / 1024)
-    told = Course(of=prefill_only).steady(rate, 600).missed(2)
-    assert told == pytest.approx(_late_share(rate, 2), rel=0.6)
+    rate = replicas * load / (1000 * (COSTS[0] + COSTS[1] * 1024) / 1024)
+    told = Course(of=prefill_only).steady(rate, 600).missed(replicas)
+    real = _late_share(rate, replicas, seconds=12_000 / replicas)
+    # Half a permille is nothing that an objective could tell from none.
+    assert told == pytest.approx(real, rel=0.8, abs=5e-4)
 
 
 def test_a_burst_is_missed_by_those_that_it_overruns_and_remembered_for_the_look_back() -> None:
@@ -161,7 +174,8 @@ def test_a_burst_is_missed_by_those_that_it_overruns_and_remembered_for_the_look
     assert course.missed(4) < 0.01
     course.steady(60, 20)
     after = course.missed(4)
-    assert after > 0.3
+    # Four compute 44 a second: of 1,500 requests 320 are too many, and 40 of those can wait for their turn.
+    assert after > requests_lost(280 / 1500, course.of)
     assert course.missed(14) < 0.01
     course.steady(5, 60)
     assert 0.1 < course.missed(4) < after
@@ -169,11 +183,23 @@ def test_a_burst_is_missed_by_those_that_it_overruns_and_remembered_for_the_look
     assert course.missed(4) < 0.01, "the burst has left the look-back"
 
 
+def test_requests_that_come_in_flocks_are_missed_by_more_fleets_than_those_that_come_one_by_one() -> None:
+    def missed(flock: float) -> float:
+        draw, course = np.random.default_rng(1), Course()
+        for _ in range(600):
+            requests = flock * float(draw.poisson(2 * 30 / flock))
+            course.turn((requests, requests * course.of.prompt))
+        return course.missed(4)
+
+    assert missed(12) > 4 * missed(1) > 0
+
+
 def test_a_full_cache_is_a_cliff() -> None:
     roomy = Course(of=engine(output=1000.0, context=1500.0)).steady(4, 600)
     tight = Course(of=engine(output=1000.0, context=1500.0, kv_tokens=20_500)).steady(4, 600)
     assert roomy.missed(4) < 0.01
-    assert tight.missed(4) > 0.5
+    # 12 sequences on each of the four, 23 s long: 2.1 a second of the 4.
+    assert tight.missed(4) > 0.45
 
 
 def test_the_limit_on_sequences_is_one_too() -> None:
@@ -194,7 +220,8 @@ def test_an_urgent_class_does_not_wait_for_the_others() -> None:
         for course in (ahead, along):
             course.turn((4.0, 4000.0), (40.0, 40_000.0))
     assert ahead.missed(1.2, k=0) < 0.5 * along.missed(1.2, k=0)
-    assert ahead.missed(1.2, k=1) > 0.5
+    # 1.2 compute 13 of 22 a second.
+    assert ahead.missed(1.2, k=1) > requests_lost(0.4, ahead.of)
 
 
 def test_what_really_runs_corrects_output_lengths_that_are_not_known_yet() -> None:
@@ -212,7 +239,8 @@ def test_the_real_fleet_is_told_the_queue_of_its_own_cold_start() -> None:
     course = Course()
     for _ in range(30):
         course.turn((40.0, 40_000.0), ready=1, running=100)
-    assert course.bank.told[0] > 0.5
+    # One computes 11 of 20 a second.
+    assert course.bank.told[0] > requests_lost(0.44, course.of)
     course.turn((40.0, 40_000.0), ready=6, running=100)
     backlog, in_time = (
         values(rows[0], len(FLEETS))[0] for rows in (course.bank.queues.backlog, course.bank.queues.in_time)
@@ -239,6 +267,18 @@ def test_whatever_was_fitted_and_counted_gives_shares(
             course.turn((requests, tokens), running=running, ready=2)
     shares = course.bank.misses(len(FLEETS)).shares
     assert ((shares >= 0) & (shares <= 1 + 1e-6)).all()
+
+
+def test_growth_is_that_of_one_span_over_the_one_before() -> None:
+    course = Course()
+    assert course.bank.growth(120) == 1
+    course.steady(10, 120)
+    assert course.bank.growth(120) == 1, "nothing is known of what was before"
+    course.steady(25, 120)
+    assert course.bank.growth(120) == pytest.approx(2.5)
+    assert course.bank.growth(60) == pytest.approx(1.0)
+    course.steady(5, 120)
+    assert course.bank.growth(120) == pytest.approx(0.2)
 
 
 def test_a_gap_in_what_is_seen_is_no_burst() -> None:

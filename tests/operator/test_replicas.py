@@ -20,7 +20,7 @@ SCALING = deployment(scaling={"minReplicas": 1, "maxReplicas": 8}).spec.scaling
 UP_S, DOWN_S = 5, 20
 
 
-def sized(load: float, unavoidable: float = 0.0) -> Sizing:
+def sized(load: float, unavoidable: float = 0.0, growth: float = 1.0) -> Sizing:
     """Of a look-back in which fleets smaller than `load` missed everything, and larger ones ever less."""
     fleets = sizes(SCALING.max_replicas)
     shares = np.minimum(1.0, np.exp(-12 * (fleets / max(load, 1e-3) - 1)))
@@ -28,7 +28,7 @@ def sized(load: float, unavoidable: float = 0.0) -> Sizing:
     shares = np.maximum(shares, unavoidable)
     slot = Slot(start=NOW - 20, end=NOW, arrived=(1000.0,), missed=(curve(1000 * shares),))
     bank = Bank(classes=("interactive",), since=NOW - 1000, slots=(slot,))
-    return size(bank, fleets, [0.05], 1.0)
+    return size(bank, fleets, [0.05], 1.0, growth=growth)
 
 
 def situation(ready: int = 1, **fields: Any) -> Situation:
@@ -129,6 +129,14 @@ def test_what_is_needed_is_not_what_is_safe_to_go_down_to() -> None:
     assert (sized(load).needed, sized(load).safe) == (3, 4)
     assert after(steady(30, load, ready=4), wanted=4).memory.wanted == 4
     assert after(steady(30, load, ready=3), wanted=3).memory.wanted == 3
+
+
+def test_none_goes_while_the_load_grows_and_it_says_so() -> None:
+    advice = after([(situation(3), sized(1.0, growth=4.0))] * (DOWN_S + 1), wanted=3)
+    assert advice.recommended == 3
+    assert advice.reason == "WithinTargets"
+    assert advice.message.endswith(", and the load grew by 300.0 % in the time that a start takes")
+    assert after([(situation(3), sized(1.0, growth=1.1))] * (DOWN_S + 1), wanted=3).recommended < 3
 
 
 def test_spare_replicas_come_on_top_and_are_not_given_up() -> None:

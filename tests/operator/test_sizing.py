@@ -15,12 +15,12 @@ from capstan_operator.decide.seen.steps import StepSample
 FLEETS = sizes(24)
 
 
-def sized(*shares: Array, allowed: float = 0.01, factor: float = 1.0) -> Sizing:
+def sized(*shares: Array, allowed: float = 0.01, factor: float = 1.0, growth: float = 1.0) -> Sizing:
     """Of a look-back in which each class had a thousand requests."""
     names = tuple(f"class-{k}" for k in range(len(shares)))
     missed = tuple(curve(1000 * share) for share in shares)
     slot = Slot(start=0, end=1200, arrived=(1000.0,) * len(shares), missed=missed)
-    return size(Bank(classes=names, since=0, slots=(slot,)), FLEETS, [allowed] * len(shares), factor)
+    return size(Bank(classes=names, since=0, slots=(slot,)), FLEETS, [allowed] * len(shares), factor, growth=growth)
 
 
 def misses(load: float, unavoidable: float = 0.0) -> Array:
@@ -47,6 +47,13 @@ def test_what_may_be_missed_counts_what_no_fleet_can_avoid_though_one_replica_is
     assert hopeless.unavoidable == 0.4
     assert hopeless.missed(1)["class-0"] <= hopeless.allowed
     assert sized(misses(3.0)).unavoidable == 0
+
+
+def test_no_replica_is_safe_to_give_up_while_the_load_grows_faster_than_it_could_come_back() -> None:
+    steady, growing, falling = (sized(misses(3.0), growth=growth) for growth in (1.0, 1.5, 0.5))
+    assert growing.needed == steady.needed
+    assert growing.safe == pytest.approx(1.5 * steady.safe, abs=1)
+    assert falling.safe == steady.safe
 
 
 def test_a_small_fleet_that_is_told_to_have_missed_less_than_a_larger_one_is_not_enough() -> None:

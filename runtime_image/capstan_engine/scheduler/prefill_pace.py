@@ -1,4 +1,4 @@
-"""How long prompts take to compute, as this engine has just done it: what tells in time that a first token will be late.
+"""How long prompts take to compute, as they just did: what tells in time that a first token will be late.
 
 Knows no request and no clock. The surprising idea: only steps that prompts have filled up are asked, because one that
 had room to spare says nothing of what is possible; and of the last of them only the fastest, so that a hiccup makes

@@ -89,7 +89,7 @@ class Scheduler:
         self._running: list[Request] = []
         self._deadlines: list[tuple[float, str]] = []
         self._judgements: list[tuple[float, str]] = []
-        """When it is asked whether first tokens can be in time, of requests that have drawn none and have not yielded."""
+        """When it is asked whether a first token can be in time, of requests that have none and have not yielded."""
         self._pace = PrefillPace()
         self._completions = CompletionRate()
         self._num_submitted = 0

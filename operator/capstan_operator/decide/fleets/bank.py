@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from capstan_operator.decide.curve import NUM_BYTES, Array, Curve, curve, values
+from capstan_operator.decide.fleets.dispersion import Dispersion
 from capstan_operator.decide.fleets.latencies import Latencies
 from capstan_operator.decide.fleets.queues import Arrived, Class, Engine, Fleets, Queues
 from capstan_operator.decide.values import Value
@@ -59,6 +60,7 @@ class Bank(Value):
     """When it saw its first arrivals."""
     queues: Queues = Queues()
     slots: tuple[Slot, ...] = ()
+    dispersion: Dispersion = Dispersion()
     latencies: Latencies = Latencies()
     last_missed: tuple[Curve, ...] = ()
     """Share of the newest arrivals of each class that each fleet would have missed."""
@@ -73,7 +75,7 @@ class Bank(Value):
             for later in self.slots[i + 1 : i + size]:
                 slot = slot.plus(later, num_fleets)
             merged.append(slot)
-        return Bank(classes=self.classes, since=self.since, slots=tuple(merged))
+        return Bank(classes=self.classes, since=self.since, slots=tuple(merged), dispersion=self.dispersion)
 
     def advanced(
         self,
@@ -96,7 +98,8 @@ class Bank(Value):
         before = self if self.classes == names else Bank(classes=names)
         real = sizes.copy()
         real[0] = max(num_ready, _NONE_READY)
-        fleets = Fleets(before.queues, real, engine, classes)
+        dispersion = before.dispersion.after(sum(a.tokens for a in arrived), seconds, engine.long_prompt)
+        fleets = Fleets(before.queues, real, engine, classes, dispersion.index)
         share = fleets.run(arrived, seconds)
         fleets.correct(running if num_ready else 0.0, seconds)
         requests = tuple(a.requests for a in arrived)
@@ -116,6 +119,7 @@ class Bank(Value):
             since=before.since if before.since is not None else now - seconds if any(requests) else None,
             queues=fleets.queues,
             slots=slots,
+            dispersion=dispersion,
             latencies=before.latencies.after(
                 requests, fleets.above_ttft, fleets.above_tpot, 0.5 ** (seconds / (_FRESH_SHARE * span_s))
             ),
@@ -132,6 +136,25 @@ class Bank(Value):
         missed = of_slots.sum(axis=0, dtype=np.float64)
         seconds = self.slots[-1].end - self.slots[0].start if self.slots else 0.0
         return Misses(tuple(requests.tolist()), missed / np.maximum(requests, 1.0)[:, None], seconds)
+
+    def growth(self, seconds: float) -> float:
+        """By what factor more requests came in the last `seconds` than in those before them; 1 where that is not known.
+
+        What came in a slot came evenly.
+        """
+        end = self.slots[-1].end if self.slots else 0.0
+        now, before = (self._arrived(end - (i + 1) * seconds, end - i * seconds) for i in range(2))
+        return now / before if before > 0 else 1.0
+
+    def _arrived(self, start: float, end: float) -> float:
+        """Requests a second of all classes between two moments, as far as they lie within the look-back."""
+        requests = covered = 0.0
+        for slot in self.slots:
+            length, common = slot.end - slot.start, min(slot.end, end) - max(slot.start, start)
+            if common > 0:
+                requests += sum(slot.arrived) * common / length
+                covered += common
+        return requests / covered if covered > 0 else 0.0
 
     @property
     def told(self) -> tuple[float, ...]:

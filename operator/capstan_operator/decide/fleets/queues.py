@@ -10,17 +10,19 @@ and X prompt tokens waiting, where λ prompt tokens arrive per second and B is t
                                        fleet has the budget that its own sequences leave within the TPOT
     r    = min(X/h + λ, top, KV room)  what is computed; X += (λ − r)·h, n += r·h/I − n·h/(O·step)
 
-Requests that are late yield to those that can still be in time, as they do in the engine's scheduler. So of X a part Y
-is in time: it holds no more than is computed within the threshold, and what comes beyond that is lost. A request in
-time waits Y / r, and takes its own prompt and half a step more.
+Requests that can no longer be in time yield to those that can, as they do in the engine's scheduler. So of X a part Y
+is in time: it holds no more than is computed within the threshold, and what comes beyond that is lost. Where time to
+compute is short, those with the longest prompts give up first: with few tokens lost, E[I]² / E[I²] times as many
+requests are, and with all of them, all.
 
-The requests that are late are those lost, and a share of the others: the router counts requests, most of which decode,
-and so still puts long prompts behind one another. The wait of an M/G/1 queue has the tail Ω =
-ρ·exp(−2(1 − ρ)·slack·E[S] / E[S²]) (Kingman, 1962); with two replicas to choose from the exponent nearly doubles. Where
-those who have waited too long no longer hold up the others, (1 − ρ)·Ω / (1 − ρ·Ω) of all do (Boots and Tijms, 1999).
-That factor is the one constant here that was fitted: to fleets of fixed size in simulation, whose misses are then told
-within about a tenth. Lengths being exponential, exp(−2·tokens·E[I] / E[I²]) of the prompts are longer than the
-tokens that the threshold has room for, and late without any queue.
+Others are late by chance: the router counts requests, most of which decode, and so still puts long prompts behind one
+another. The wait of an M/G/1 queue has the tail Ω = ρ·exp(−2(1 − ρ)·slack·E[S] / E[S²]) (Kingman, 1962), its exponent
+divided by the index of dispersion of what comes, and growing as the root of the number of replicas that one may choose
+from. Where those who have waited too long no longer hold up the others, (1 − ρ)·Ω / (1 − ρ·Ω) of all are late
+(Boots and Tijms, 1999). The factor of the exponent is the one constant here that was fitted: to fleets of fixed size in
+simulation, whose misses are then told within about a tenth on the trace with most of them. Lengths being exponential,
+exp(−2·tokens·E[I] / E[I²]) of the prompts are longer than the tokens that the threshold has room for, and late without
+any queue.
 
 The surprising idea: the fleet of the real size is held against what really runs, so that output lengths need not be
 known before requests finish. Knows no objective, no look-back and no clock; time comes as a difference.
@@ -43,7 +45,7 @@ _MOST_SLICES: Final = 60
 _SHORTEST_STEP_S: Final = 1e-5
 _LEAST_RATE: Final = 1e-9
 _LEAST_EXPONENT: Final = 1e-9
-_TAIL: Final = 3.75
+_TAIL: Final = 3.0
 _KV_FULL, _KV_OVERFULL = 0.9, 0.95
 # Of the longest TTFT threshold: a queue that is longer loses its clients as fast as it gets them. A fleet that was too
 # small for a while is not judged by a backlog that no fleet of its size would ever have.
@@ -115,7 +117,9 @@ class _FirstTokens(NamedTuple):
     own_s: Array
     """TTFT of a prompt of mean length that finds nobody before it."""
     least_s: Array
-    """With what waits before it, as far as that is in time."""
+    """With all that waits before it, as far as that is in time."""
+    alone_s: Array
+    """With what more urgent classes have waiting before it."""
     lost: Array
     """Share for which no time is left."""
     load: Array
@@ -128,7 +132,10 @@ class _FirstTokens(NamedTuple):
 class Fleets:
     """All fleets in one slice after the other, as arrays over their sizes; the first one is the real one."""
 
-    def __init__(self, queues: Queues, sizes: Array, engine: Engine, classes: Sequence[Class]) -> None:
+    def __init__(
+        self, queues: Queues, sizes: Array, engine: Engine, classes: Sequence[Class], dispersion: float
+    ) -> None:
+        """`dispersion` is the index of it: 1 where requests come independently of each other."""
         num_fleets = len(sizes)
         self._stay = queues.stay
         self._sizes, self._engine, self._classes = sizes, engine._replace(output=engine.output * queues.stay), classes
@@ -142,6 +149,9 @@ class Fleets:
         # The real one has the queue that it has.
         self._longest_wait_s[0] = np.inf
         self._places = self._places_of(sizes)
+        self._tail = _TAIL * np.sqrt(np.maximum(1.0, sizes)) / dispersion
+        self._typical = engine.prompt / max(engine.prompt, engine.long_prompt)
+        """Of the requests whose tokens are lost: a prompt of mean length for one of those that are long."""
         self._first: list[_FirstTokens] = []
         self._rate = np.zeros(num_fleets)
         """Prompt tokens a second that one replica computes at most."""
@@ -233,15 +243,19 @@ class Fleets:
         if threshold_s < np.inf:
             over = np.maximum(0.0, waiting - np.maximum(0.0, (threshold_s - own_s) * pace - ahead))
             waiting = waiting - over
-            lost = np.minimum(1.0, over / max(rate * h, _LEAST_RATE))
+            tokens = np.minimum(1.0, over / max(rate * h, _LEAST_RATE))
+            # Those with the longest prompts give up first, where it is time to compute that is short.
+            few = np.where(got >= free * (1 - 1e-6), self._typical, 1.0)
+            lost = tokens * (few + (1 - few) * tokens)
         self._in_time[k] = np.maximum(0.0, np.minimum(waiting, behind))
         load = np.minimum(1.0, served[k] / top)
         return _FirstTokens(
             own_s=own_s,
             least_s=own_s + (ahead + self._in_time[k]) / pace,
+            alone_s=own_s + ahead / pace,
             lost=lost,
             load=load,
-            pace=_TAIL * self._rate / self._engine.long_prompt,
+            pace=self._tail * self._rate / self._engine.long_prompt,
             beyond_s=own_s + self._backlog[k] / top,
         )
 
@@ -252,7 +266,7 @@ class Fleets:
             return late
         queued = _late(threshold.ttft_s, first)
         # Who has not waited may bring a prompt that takes too long by itself: no number of replicas helps it.
-        spare_tokens = np.maximum(0.0, threshold.ttft_s - first.least_s) * self._rate + self._engine.prompt
+        spare_tokens = np.maximum(0.0, threshold.ttft_s - first.alone_s) * self._rate + self._engine.prompt
         alone = np.exp(-2 * spare_tokens / self._engine.long_prompt)
         return np.maximum(late, queued + (1 - queued) * alone)
 
@@ -303,8 +317,9 @@ def _slower(ttft_s: float | Array, first: _FirstTokens) -> Array:
 
 def _late(threshold_s: float, first: _FirstTokens) -> Array:
     """Share of requests that miss their threshold, those that are late yielding to the others."""
-    # (1 − ρ)·Ω / (1 − ρ·Ω), without its gap at ρ = 1.
-    slack, load = first.pace * np.maximum(0.0, threshold_s - first.least_s), first.load
+    # (1 − ρ)·Ω / (1 − ρ·Ω), without its gap at ρ = 1, of all the time that there is: a queue of those in time is never
+    # longer than that, and what finds it full has been counted as lost.
+    slack, load = first.pace * np.maximum(0.0, threshold_s - first.alone_s), first.load
     exponent = np.maximum((1 - load) * slack, _LEAST_EXPONENT)
     unlucky = load * np.exp(-exponent) / (1 + load + load**2 * slack * -np.expm1(-exponent) / exponent)
     late: Array = np.where(first.own_s >= threshold_s, 1.0, np.maximum(first.lost, unlucky))

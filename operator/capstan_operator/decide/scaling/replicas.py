@@ -18,7 +18,7 @@ from capstan_operator.decide.seen.observation import Allowance
 from capstan_operator.decide.seen.signals import Signals
 from capstan_operator.decide.values import Value
 
-_NOTABLE_RISE = 1.01
+_NOTABLE_RISE, _NOTABLE_GROWTH = 1.01, 1.2
 LEAST_SEEN_S = 240.0
 """Of the look-back, before the first replica may go."""
 _BETWEEN_REMOVALS_S = 30.0
@@ -202,7 +202,10 @@ def _lowered(
     """One replica fewer when that is safe, else what keeps it."""
     safe = max(sizing.safe + scaling.spare_replicas, 1)
     if safe >= current:
-        return _held(memory, current, "WithinTargets", _would_miss(sizing, max(1, current - 1)))
+        because = _would_miss(sizing, max(1, current - 1))
+        if sizing.growth >= _NOTABLE_GROWTH:
+            because += f", and the load grew by {_percent(sizing.growth - 1)} in the time that a start takes"
+        return _held(memory, current, "WithinTargets", because)
     if low.replicas >= current:
         return _held(memory, current, low.reason, f"{low.because}: {_count(current)} kept")
     fewest = max(safe, low.replicas)

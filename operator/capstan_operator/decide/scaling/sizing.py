@@ -108,6 +108,8 @@ class Sizing:
     misses: Misses
     rise: float = 1.0
     """Of the margin, the factor by which the load is about to grow as it does at this hour."""
+    growth: float = 1.0
+    """The factor by which it has just grown, within the time that a start takes."""
 
     def missed(self, replicas: int) -> dict[str, float]:
         """Per class, the share that so many replicas would have missed, judged with the margin."""
@@ -119,8 +121,14 @@ class Sizing:
         return (replicas + _TOLERANCE) / self.margin
 
 
-def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float, rise: float = 1.0) -> Sizing:
-    """The sizing for classes that may miss `allowed` of their requests, with the margin `factor`, `rise` included."""
+def size(
+    bank: Bank, sizes: Array, allowed: Sequence[float], factor: float, *, rise: float = 1.0, growth: float = 1.0
+) -> Sizing:
+    """The sizing for classes that may miss `allowed` of their requests, with the margin `factor`, `rise` included.
+
+    What has just grown may go on growing for as long as it would take to get a replica back.
+    """
+    growth = max(1.0, growth)
     misses = bank.misses(len(sizes))
     # After a sudden load a small fleet can be told to have missed less than a larger one. What is enough must be enough
     # for every larger one too, or a replica would go although the rest would miss.
@@ -135,7 +143,7 @@ def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float, rise
         asked = _fewest(misses.shares[k], sizes, up, factor)
         if asked > needed:
             needed, binding = asked, k
-        safe = max(safe, _fewest(misses.shares[k], sizes, down, factor))
+        safe = max(safe, _fewest(misses.shares[k], sizes, down, growth * factor))
     return Sizing(
         needed=needed,
         safe=max(safe, needed),
@@ -148,6 +156,7 @@ def size(bank: Bank, sizes: Array, allowed: Sequence[float], factor: float, rise
         sizes=sizes,
         misses=misses,
         rise=rise,
+        growth=growth,
     )
 
 
