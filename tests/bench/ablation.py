@@ -22,8 +22,10 @@ from unittest.mock import patch
 import numpy as np
 from numpy.typing import NDArray
 
+from capstan_engine.scheduler.prefill_pace import PrefillPace
 from capstan_operator.decide import outlook
-from capstan_operator.decide.fleets import queues
+from capstan_operator.decide.fleets import dispersion, queues
+from capstan_operator.decide.fleets.bank import Bank
 from capstan_operator.decide.limits import lateness
 from capstan_operator.decide.scaling import replicas, sizing
 from capstan_sim import replica
@@ -34,7 +36,7 @@ from capstan_sim.what_if import LAW, REPLICAS_ONLY
 
 DEFAULT_CASES = ("az-conv", "sg-large", "sg-mid", "mc-syn")
 WHOLE, LIMITS = "nothing", "limits"
-Without = tuple[ModuleType, str, Any]
+Without = tuple[ModuleType | type, str, Any]
 PARTS: dict[str, tuple[Without, ...]] = {
     # Misses that the bank did not tell widen the margin.
     "feedback": ((sizing, "_LARGEST_FEEDBACK", 0.0),),
@@ -50,10 +52,16 @@ PARTS: dict[str, tuple[Without, ...]] = {
     "KV cache": ((queues, "_KV_FULL", 1e9), (queues, "_KV_OVERFULL", 1e9)),
     # Prompts that come one behind the other, beside the queue of all.
     "tail": ((queues, "_TAIL", 1e9),),
+    # What comes unevenly queues longer.
+    "dispersion": ((dispersion, "_ASSUMED_TURNS", 1e12),),
+    # No replica goes while the load grows.
+    "growth": ((Bank, "growth", lambda *_: 1.0),),
     # Virtual fleets are drawn towards what really runs.
     "correction": ((queues, "_CORRECTION_S", 1e9), (queues, "_STAY_S", 1e9)),
     # In the engine: late requests yield to those that can still be in time. The virtual fleets go on to believe so.
     "yielding": ((replica, "LATE_HANDICAP_S", 0.0),),
+    # They do so before they are late, when what is left of their prompt takes too long.
+    "pace": ((PrefillPace, "seconds_for", lambda *_: 0.0),),
     # Measured TPOT corrects the modelled token budget.
     "guard": ((lateness, "_GUARD_BOUNDS", (1.0, 1.0)),),
     # One removal at a time, and none before enough was seen.
@@ -81,8 +89,8 @@ def run(job: Job) -> Row:
     """The case under the law without the part."""
     question = CASES[job.case].question(job.traces, job.cold_start_s, seed=job.seed)
     with ExitStack() as changed:
-        for module, name, value in PARTS.get(job.part, ()):
-            changed.enter_context(patch.object(module, name, value))
+        for owner, name, value in PARTS.get(job.part, ()):
+            changed.enter_context(patch.object(owner, name, value))
         record = question.ask(REPLICAS_ONLY if job.part == LIMITS else LAW)
     objectives = list(question.objectives.values())
     found = summary(record, objectives)
