@@ -303,6 +303,7 @@ def test_the_look_back_survives_a_restart_in_a_few_kilobytes() -> None:
     before, after = course.bank.misses(len(FLEETS)), kept.misses(len(FLEETS))
     assert after.requests == pytest.approx(before.requests)
     assert after.shares == pytest.approx(before.shares, abs=1e-4)
+    assert kept.dispersion == course.bank.dispersion
 
 
 def test_other_classes_begin_anew_and_more_replicas_do_not() -> None:
@@ -315,7 +316,9 @@ def test_other_classes_begin_anew_and_more_replicas_do_not() -> None:
     course.fleets = wider
     assert course.turn((0.0, 0.0)).missed(4) == pytest.approx(float(shares[nearest(FLEETS, 4)]), abs=0.01)
     course.classes = (BACKGROUND,)
+    dispersion = course.bank.dispersion
     assert course.turn((1.0, 1000.0)).bank.misses(len(wider)).requests == (1.0,)
+    assert course.bank.dispersion.turns > dispersion.turns * 0.9, "clients are the same as before"
 
 
 @given(st.integers(1, 5000))

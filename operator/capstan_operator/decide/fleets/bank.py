@@ -95,7 +95,7 @@ class Bank(Value):
         `running` requests are on the `num_ready` real replicas. The look-back is `span_s` long.
         """
         names = tuple([c.name for c in classes])
-        before = self if self.classes == names else Bank(classes=names)
+        before = self if self.classes == names else Bank(classes=names, dispersion=self.dispersion)
         real = sizes.copy()
         real[0] = max(num_ready, _NONE_READY)
         dispersion = before.dispersion.after(sum(a.tokens for a in arrived), seconds, engine.long_prompt)
