@@ -196,7 +196,7 @@ def draw(found: Sequence[Cell], cold_start_s: float, path: Path) -> None:
         panel.axhline(100 - ATTAINED_PERCENT, color="grey", linestyle=":")
         # From nothing on, so that what hardly differs does not look as if it did. A scale brings formatters of its own.
         panel.set(title=case, yscale="log", xlabel="GPU-hours", ylabel="requests late, %", ylim=(0.008, 120))
-        panel.set_xlim(left=0)
+        panel.set_xlim(left=0, right=1.04 * max(cell.gpu_hours for cell in here if cell.case == case))
         panel.yaxis.set_major_formatter("{x:g}")
     axes[0][-1].legend(fontsize=7, loc="lower left")
     figure.suptitle(f"Cold start {cold_start_s:g} s")
