@@ -177,8 +177,8 @@ class Slo(Contract):
     selector: Selector = Field(default_factory=Selector)
     ttft: Objective | None = Field(
         default=None,
-        description="Time to first token, from arrival at the gateway. Requests that can no longer meet it let others go "
-        "first.",
+        description="Time to first token, from arrival at the gateway. Requests that can no longer meet it let others "
+        "go first.",
     )
     tpot: Objective | None = Field(default=None, description="Time per output token after the first, per request.")
     objective_percent: Percent = Field(
