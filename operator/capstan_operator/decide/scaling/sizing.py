@@ -1,6 +1,7 @@
 """From the bank's misses to numbers of replicas: what is needed, what is safe to have fewer of, and with what margin.
 
     needed = the smallest fleet that would have missed no more than the objective allows, times the margin
+    safe   = the same for half of what it allows, times the growth within the time that a start takes
     margin = (1 + unexplained) · (1 + 0.1·√(15 min / (15 min + history)) + 3 % per minute of start-up)
 
 The margin is the price of looking back: what came says less about what comes the shorter it was seen, and the longer
