@@ -4,7 +4,7 @@
 
 The shipped model on one processor, Poisson arrivals, prompts of chats and short answers. What the engine can do is
 measured first; loads are multiples of it. An engine that knows no threshold serves in order of arrival. The two take
-turns within each round; figures are medians. Takes about twelve minutes with the defaults.
+turns within each round; figures are medians. Takes about a quarter of an hour with the defaults.
 """
 
 import argparse
