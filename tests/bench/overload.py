@@ -9,6 +9,7 @@ turns within each round; figures are medians. Takes about a quarter of an hour w
 
 import argparse
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 from checkpoints import SHIPPED
-from results import BUILD
+from results import BUILD, comparison, keep
 from servers import engine
 
 from capstan_api.engine_args import EngineArgs, SloClass
@@ -40,7 +41,6 @@ def main() -> None:
     capacity = measured_capacity(work)
     print(f"{capacity:.1f} requests/s at most; in time: first token within {TTFT_MS} ms")
     print(f"{'load':>6}{KNOWS:>22}{KNOWS_NOT:>22}{'ratio':>8}")
-    rows = []
     for load in map(float, args.loads.split(",")):
         in_time: dict[str, list[float]] = {KNOWS: [], KNOWS_NOT: []}
         for number in range(args.rounds):
@@ -50,9 +50,9 @@ def main() -> None:
                 ttft_s = TTFT_MS / 1000 if name == KNOWS else None
                 found.append(asked(work, ttft_s, "--trace", trace, "--seed", number))
         ours, theirs = (statistics.median(in_time[name]) for name in (KNOWS, KNOWS_NOT))
-        print(f"{load:>6.1f}{ours:>22.1%}{theirs:>22.1%}{ours / theirs if theirs else float('inf'):>8.2f}", flush=True)
-        rows.append({"load": load, "ours": ours, "peer": KNOWS_NOT, "peer_value": theirs, "unit": "share in time"})
-    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+        ratio = ours / theirs if theirs else math.inf
+        print(f"{load:>6.1f}{ours:>22.1%}{theirs:>22.1%}{ratio:>8.2f}", flush=True)
+        keep(args.out, [comparison(f"overload {load:g}", ours, "share in time", KNOWS_NOT, theirs, ratio)])
 
 
 def measured_capacity(work: Path) -> float:

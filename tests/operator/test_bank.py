@@ -159,14 +159,14 @@ def _late_share(rate: float, replicas: int, *, seconds: float = 4000.0) -> float
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4, 8])
-@pytest.mark.parametrize("load", [0.8, 0.85, 0.9])
-def test_the_share_between_never_and_always_is_that_of_real_queues(load: float, replicas: int) -> None:
+@pytest.mark.parametrize(("load", "within"), [(0.7, 0.6), (0.8, 0.6), (0.85, 0.6), (0.9, 0.8)])
+def test_the_share_between_never_and_always_is_that_of_real_queues(load: float, within: float, replicas: int) -> None:
     prefill_only = engine(output=1.0, long_prompt=2000.0)
     rate = replicas * load / (1000 * (COSTS[0] + COSTS[1] * 1024) / 1024)
     told = Course(of=prefill_only).steady(rate, 600).missed(replicas)
     real = _late_share(rate, replicas, seconds=12_000 / replicas)
     # Half a permille is nothing that an objective could tell from none.
-    assert told == pytest.approx(real, rel=0.8, abs=5e-4)
+    assert told == pytest.approx(real, rel=within, abs=5e-4)
 
 
 def test_a_burst_is_missed_by_those_that_it_overruns_and_remembered_for_the_look_back() -> None:
