@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from capstan_api.engine_args import Precision, Quantization
+from capstan_engine.block_table import block_table
 from capstan_engine.messages import SamplingParams
 from capstan_engine.runner.load import build_runner
 from capstan_engine.runner.runner import Runner
@@ -163,7 +164,7 @@ def scheduled(
         request_id,
         list(token_ids),
         start,
-        list(blocks),
+        block_table(blocks),
         params or greedy(),
         samples,
         list(prompt) or list(token_ids),

@@ -23,12 +23,17 @@ from ours import Ours
 from capstan_api.engine_args import Quantization
 
 _PARTS: Final = {
-    "layers": ("kernels/native/layer.py",),
+    "layers": ("kernels/native/layers.py",),
     "products": ("kernels/native/products.py", "kernels/reference/linear.py", "quant/"),
     "attention": ("kernels/native/attention.py", "kernels/reference/attention.py"),
     "norms and gate": ("kernels/native/elementwise.py", "kernels/reference/elementwise.py"),
-    "planning": ("kernels/reference/planning.py", "kernels/reference/plan.py", "runner/batch.py"),
-    "sampling": ("kernels/reference/sampling.py", "runner/sampler.py", "runner/logprobs.py"),
+    "planning": ("kernels/reference/planning.py", "kernels/native/planning.py", "runner/batch.py"),
+    "sampling": (
+        "kernels/reference/sampling.py",
+        "kernels/native/sampling.py",
+        "runner/sampler.py",
+        "runner/logprobs.py",
+    ),
     "model": ("models/",),
     "scheduler": ("scheduler/",),
 }

@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.nn.attention import flex_attention
 from triton.runtime.errors import OutOfResources
 
+from capstan_engine.block_table import block_table
 from capstan_engine.kernels import Draw, KvLayout, Span, triton
 from capstan_engine.kernels.triton.decode import decode
 from capstan_engine.kernels.triton.gemm import gemm
@@ -111,7 +112,7 @@ def attention(sizes: Sizes, num: int, context: int, length: int) -> Attention:
     per_sequence = -(-context // sizes.block_size)
     layout = KvLayout(num * per_sequence, sizes.num_kv_heads, sizes.block_size)
     scattered = torch.randperm(layout.num_blocks).view(num, per_sequence).tolist()
-    spans = [Span(context - length, length, table) for table in scattered]
+    spans = [Span(context - length, length, block_table(table)) for table in scattered]
     stage = triton.new_stage()
     plan = triton.plan_attention(spans, layout, [None], sizes.dtype, stage)[None]
     stage.send()

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_engine import kernels
+from capstan_engine.block_table import block_table
 from capstan_engine.errors import ConfigurationError
-from capstan_engine.kernels import Kernels, KvLayout, Span
+from capstan_engine.kernels import Kernels, KvLayout, Span, reference
 from capstan_engine.kernels.reference.elementwise import rotate
 from capstan_engine.kernels.reference.rounding import round_up
+from capstan_engine.kernels.stage import HostStage
 
 NUM_HEADS, NUM_KV_HEADS, WIDTH, NUM_BLOCKS = 6, 2, 8, 96
 BACKEND: Kernels = kernels.choose()
@@ -47,7 +49,7 @@ def check(spans_: list[tuple[int, int]], size: int, window: int | None, dtype: t
         for position in range(start):
             cache[:, table[position // size], :, position % size] = kv[:, position]
         q = torch.randn(length, NUM_HEADS, WIDTH, generator=generator).to(dtype)
-        spans.append(Span(start, length, table))
+        spans.append(Span(start, length, block_table(table)))
         new_kv.append(kv[:, start:].transpose(0, 1).flatten(1, 2))
         queries.append(q)
         expected.append(naive(q.float(), kv[0].float(), kv[1].float(), start, window))
@@ -96,8 +98,8 @@ def test_any_mix_of_decodes_and_chunks_is_computed_right(
 
 def test_very_different_lengths_are_not_padded_to_the_longest() -> None:
     """A group pads its shortest to at most twice its length, once it is large enough to matter."""
-    spans = [Span(8000 - i, 1, list(range(501))) for i in range(2)] + [Span(40, 1, [0, 1, 2])] * 30
-    plan = BACKEND.plan_attention(spans, KvLayout(512, 2, 16), [None], torch.float32, BACKEND.new_stage())[None]
+    spans = [Span(8000 - i, 1, block_table(range(501))) for i in range(2)] + [Span(40, 1, block_table([0, 1, 2]))] * 30
+    plan = reference.plan_attention(spans, KvLayout(512, 2, 16), [None], torch.float32, HostStage())[None]
     assert len(plan.decodes) == 2
     assert [group.num_sequences for group in plan.decodes] == [2, 30]
     assert plan.decodes[1].mask.shape[-1] == 64

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstan_engine.kernels import KvLayout, QkNorm, Span, native, reference
+from capstan_engine.block_table import block_table
+from capstan_engine.kernels import Draw, KvLayout, QkNorm, Span, native, reference
 from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.stage import HostStage
 
@@ -113,8 +114,9 @@ def test_rotary_embedding_cache_and_attention(
     tables = [[free.pop() for _ in range(-(-(start + length) // block_size))] for start, length in order]
     cache = random(2, *layout, width, seed=seed + 1)
     cache[:, free] = math.nan
-    placed = [Span(start, length, table) for (start, length), table in zip(order, tables, strict=True)]
-    plan = reference.plan_attention(placed, layout, [window], BF16, HostStage())[window]
+    placed = [Span(start, length, block_table(table)) for (start, length), table in zip(order, tables, strict=True)]
+    plan = native.plan_attention(placed, layout, [window], BF16, HostStage())[window]
+    twin = reference.plan_attention(placed, layout, [window], BF16, HostStage())[window]
     tokens = sum(length for _, length in order)
     projected = random(tokens + 2, num_heads + 2 * num_kv_heads, width, seed=seed + 2)
     projected[tokens:] = math.nan
@@ -123,23 +125,23 @@ def test_rotary_embedding_cache_and_attention(
     norm = QkNorm(random(width, seed=3), random(width, seed=4), 1e-5) if norms else None
     ours, theirs = (cache.clone(), projected.clone()), (cache.clone(), projected.clone())
     native.rotate_and_write_kv(ours[1], cos, sin, norm, ours[0], plan)
-    reference.rotate_and_write_kv(theirs[1], cos, sin, norm, theirs[0], plan)
+    reference.rotate_and_write_kv(theirs[1], cos, sin, norm, theirs[0], twin)
     close(ours[1][:tokens], theirs[1][:tokens])
     torch.testing.assert_close(ours[0], theirs[0], rtol=2e-2, atol=4e-2, equal_nan=True)
     queries = theirs[1][:, :num_heads]
     got = native.attention(queries, theirs[0], plan, width**-0.5)[:tokens]
-    close(got, reference.attention(queries, theirs[0], plan, width**-0.5)[:tokens])
+    close(got, reference.attention(queries, theirs[0], twin, width**-0.5)[:tokens])
 
 
 def test_what_a_query_attends_to_does_not_depend_on_its_company() -> None:
-    """Alone its keys are padded to another number than beside longer sequences."""
     layout, width = KvLayout(64, 2, 16), 64
     cache, q = random(2, *layout, width), random(3, 6, width, seed=1)
-    spans = [Span(700, 1, list(range(44))), Span(200, 1, list(range(44, 57))), Span(3, 1, [60])]
-    plan = reference.plan_attention(spans, layout, [None], BF16, HostStage())[None]
+    tables = [block_table(range(44)), block_table(range(44, 57)), block_table([60])]
+    spans = [Span(start, 1, table) for start, table in zip((700, 200, 3), tables, strict=True)]
+    plan = native.plan_attention(spans, layout, [None], BF16, HostStage())[None]
     together = native.attention(q, cache, plan, 0.125)
     for row, span in enumerate(spans):
-        plan = reference.plan_attention([span], layout, [None], BF16, HostStage())[None]
+        plan = native.plan_attention([span], layout, [None], BF16, HostStage())[None]
         assert torch.equal(native.attention(q[row : row + 1], cache, plan, 0.125)[0], together[row])
 
 
@@ -153,3 +155,18 @@ def test_float32_is_left_to_the_twin_exactly() -> None:
     x, weight = torch.randn(4, 48), torch.randn(48)
     assert torch.equal(native.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
     assert torch.equal(native.silu_and_mul(x), reference.silu_and_mul(x))
+
+
+@pytest.mark.parametrize("width", [1, 3, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf, 0.0, -0.0, 100.0])
+def test_the_most_likely_tokens(width: int, value: float) -> None:
+    """A few numbers only, so that there are many of the largest: the first of them is the one."""
+    logits = (random(5, width, seed=width) * 2).round()
+    logits[1, width // 2] = value
+    logits[2] = value
+    logits[3, -1] = value
+    logits[4].clamp_(max=0)
+    draws = [Draw(0.0, 0, 1.0, 0.0, 0, 0, None, {})] * len(logits)
+    none = torch.empty(0, dtype=torch.int64)
+    got = native.choose_tokens(logits, draws, none)
+    assert torch.equal(got, reference.choose_tokens(logits, draws, none))

@@ -1,5 +1,6 @@
 """Which blocks may be shared: same tokens, same past, same salt, and computed."""
 
+from capstan_engine.block_table import block_table
 from capstan_engine.scheduler.block_pool import BlockPool
 from capstan_engine.scheduler.prefix_cache import PrefixCache
 from capstan_engine.scheduler.request import Request
@@ -13,10 +14,10 @@ def request(prompt: list[int], *, salt: str = "") -> Request:
 def computed(cache: PrefixCache, pool: BlockPool, prompt: list[int], num_computed: int, *, salt: str = "") -> list[int]:
     """Publish the first `num_computed` tokens of a prompt; returns its block table."""
     holder = request(prompt, salt=salt)
-    holder.block_table = [pool.take() for _ in range(-(-len(prompt) // 4))]
+    holder.block_table = block_table(pool.take() for _ in range(-(-len(prompt) // 4)))
     holder.num_computed = num_computed
     cache.publish(holder)
-    return holder.block_table
+    return list(holder.block_table)
 
 
 def new_cache() -> tuple[PrefixCache, BlockPool]:

@@ -76,7 +76,7 @@ def test_a_running_prompt_yields_its_turn_and_keeps_its_blocks_and_its_place() -
     loop.now = 1.0
     loop.submit(make_submit("fresh", prompt=range(40, 60), arrival_time=1.0, first_token_due=2.0))
     assert served(loop.step()[0]) == {"fresh": 16}
-    assert held(loop, "late").block_table == blocks
+    assert list(held(loop, "late").block_table) == blocks
     assert loop.scheduler.num_running == 2
     assert served(loop.step()[0]) == {"fresh": 4, "late": 12}
     assert served(loop.step()[0]) == {"fresh": 1, "late": 12}

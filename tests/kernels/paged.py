@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from capstan_engine.block_table import block_table
 from capstan_engine.kernels import AttentionPlan, Kernels, KvLayout, Span
 
 
@@ -46,13 +47,13 @@ def paged(
     layout = KvLayout(sum(counts) + 2, num_kv_heads, block_size)
     scattered = iter(torch.randperm(layout.num_blocks, generator=generator).tolist())
     spans = [
-        Span(start, length, [next(scattered) for _ in range(count)])
+        Span(start, length, block_table(next(scattered) for _ in range(count)))
         for (start, length), count in zip(order, counts, strict=True)
     ]
     cache = torch.full((2, *layout, width), math.nan, dtype=dtype)
     for start, length, table in spans:
         new = torch.randn(2, len(table), num_kv_heads, block_size, width, generator=generator).to(dtype)
         used = torch.arange(len(table) * block_size).view(len(table), 1, block_size, 1) < start + length
-        cache[:, table] = torch.where(used, new, math.nan)
+        cache[:, list(table)] = torch.where(used, new, math.nan)
     queries = torch.randn(sum(n for _, n in order), num_heads, width, generator=generator).to(dtype)
     return Paged(spans, layout, queries, cache)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstan_engine.block_table import block_table
 from capstan_engine.kernels import KvLayout, Span
 from capstan_engine.kernels.triton import new_stage, plan_attention, plan_decodes, round_up
 from capstan_engine.kernels.triton.planning import TritonPlan
@@ -17,8 +18,8 @@ LAYOUT = KvLayout(1 << 14, 2, 16)
 
 
 def plan(contexts: list[int], chunks: list[tuple[int, int]], window: int | None) -> TritonPlan:
-    spans = [Span(start, length, list(range(1, 2 + (start + length) // 16))) for start, length in chunks]
-    decodes = [Span(context - 1, 1, list(range(2 + context // 16))) for context in contexts]
+    spans = [Span(start, length, block_table(range(1, 2 + (start + length) // 16))) for start, length in chunks]
+    decodes = [Span(context - 1, 1, block_table(range(2 + context // 16))) for context in contexts]
     stage = new_stage()
     made = plan_attention([*decodes, *spans], LAYOUT, [window], torch.bfloat16, stage)[window]
     stage.send()
@@ -55,7 +56,7 @@ def test_steps_of_as_many_rows_lie_at_the_same_addresses(first: list[int], secon
     addresses = []
     for contexts in ([1], first, second):
         longest_first = sorted(contexts, reverse=True)
-        spans = [Span(context - 1, 1, list(range(1 + context // 16))) for context in longest_first]
+        spans = [Span(context - 1, 1, block_table(range(1 + context // 16))) for context in longest_first]
         plans = plan_decodes(spans, LAYOUT, windows, stage, 8, 600)
         last = stage.put(np.zeros(1))
         stage.send()

@@ -22,7 +22,7 @@ from typing import TypeGuard
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import reference
 from capstan_engine.kernels.draw import Draw, Penalties
-from capstan_engine.kernels.layer import FusedLayer, FusingBackend, FusingKernels, LayerParts
+from capstan_engine.kernels.layers import FusedLayers, FusingBackend, FusingKernels, LayerParts
 from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.plan import AttentionPlan, KvLayout, QkNorm, Span
 from capstan_engine.kernels.protocol import Backend, Kernels, Linear, RecordableBackend, RecordableKernels
@@ -32,7 +32,7 @@ from capstan_engine.kernels.stage import Stage
 __all__ = [
     "AttentionPlan",
     "Draw",
-    "FusedLayer",
+    "FusedLayers",
     "Kernels",
     "KvLayout",
     "LayerParts",
@@ -79,5 +79,5 @@ def recordable(backend: Kernels) -> TypeGuard[RecordableKernels]:
 
 
 def fuses(backend: Kernels) -> TypeGuard[FusingKernels]:
-    """Whether the backend computes whole layers at once."""
-    return hasattr(backend, "fuse_layer")
+    """Whether the backend computes all layers at once."""
+    return hasattr(backend, "fuse_layers")

@@ -4,13 +4,15 @@ from typing import NamedTuple
 
 import torch
 
+from capstan_engine.block_table import BlockTable
+
 
 class Span(NamedTuple):
     """The tokens of one request in a step: positions `start .. start + length - 1`."""
 
     start: int
     length: int
-    block_table: list[int]
+    block_table: BlockTable
 
 
 class KvLayout(NamedTuple):

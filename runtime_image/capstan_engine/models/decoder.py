@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from capstan_engine.errors import ModelError
-from capstan_engine.kernels import AttentionPlan, Kernels, LayerParts, Linear, QkNorm
+from capstan_engine.kernels import AttentionPlan, Kernels, LayerParts, Linear, QkNorm, fuses
 from capstan_engine.models import shapes
 from capstan_engine.models.layers import DecoderLayer
 from capstan_engine.models.rope import rope_tables
@@ -30,7 +30,7 @@ class Decoder:
         kernels: Kernels,
         *,
         embedding: torch.Tensor,
-        layers: Sequence[DecoderLayer],
+        layers: Sequence[LayerParts],
         norm: torch.Tensor,
         head: Linear,
         num_positions: int,
@@ -39,7 +39,8 @@ class Decoder:
         self.spec = spec
         self._kernels = kernels
         self._embedding = embedding
-        self._layers = layers
+        self._layers = [DecoderLayer(kernels, parts) for parts in layers]
+        self._fused = kernels.fuse_layers(layers) if fuses(kernels) else None
         self._norm = norm
         self._head = head
         self.num_positions = num_positions
@@ -60,6 +61,8 @@ class Decoder:
     ) -> torch.Tensor:
         """int64 `[T]` ids and positions to the last layer's residual stream `[T, M]`. `caches`: one per layer."""
         x = functional.embedding(token_ids, self._embedding)
+        if self._fused is not None and self._fused(x, self._cos, self._sin, caches, plans):
+            return x
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
         delta = None
         for layer, cache in zip(self._layers, caches, strict=True):
@@ -105,16 +108,17 @@ def load_decoder(
     def linear(*specs: LinearSpec) -> Linear:
         return quantization.load(read, specs, kernels)
 
-    def layer(index: int) -> DecoderLayer:
+    def layer(index: int) -> LayerParts:
         q, k, v, output, gate, up, down = shapes.layer_linears(spec, index)
         prefix = f"model.layers.{index}"
         attention = f"{prefix}.self_attn"
         # While this layer is read and packed, the disk works for the next.
         checkpoint.announce(name for name in expected if name.startswith(f"model.layers.{index + 1}."))
-        parts = LayerParts(
+        return LayerParts(
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
+            window=spec.windows[index],
             eps=spec.norm_eps,
             input_norm=vector(f"{prefix}.input_layernorm.weight"),
             qkv=linear(q, k, v),
@@ -126,7 +130,6 @@ def load_decoder(
             gate_up=linear(gate, up),
             down=linear(down),
         )
-        return DecoderLayer(kernels, parts, spec.windows[index])
 
     embedding = read([shapes.EMBEDDING])
     _check_tie(checkpoint, spec, embedding)

@@ -2,18 +2,16 @@
 
 import torch
 
-from capstan_engine.kernels import AttentionPlan, Kernels, LayerParts, fuses
+from capstan_engine.kernels import AttentionPlan, Kernels, LayerParts
 
 
 class DecoderLayer:
     """Weights of one layer and the order in which they are applied."""
 
-    def __init__(self, kernels: Kernels, parts: LayerParts, window: int | None) -> None:
-        """`window` bounds how many keys a query sees, itself included; None is full attention."""
-        self.window = window
+    def __init__(self, kernels: Kernels, parts: LayerParts) -> None:
+        self.window = parts.window
         self._kernels = kernels
         self._parts = parts
-        self._fused = kernels.fuse_layer(parts) if fuses(kernels) else None
 
     def forward(
         self,
@@ -29,8 +27,6 @@ class DecoderLayer:
         That addition is left to the next layer, whose norm reads the sum anyway: `delta` is what the layer before left,
         and its memory may be used again. The residual stream `x` `[T, M]` changes in place.
         """
-        if self._fused is not None and (left := self._fused(x, delta, cos, sin, cache, plan)) is not None:
-            return left
         kernels, parts = self._kernels, self._parts
         if delta is None:
             hidden = kernels.rms_norm(x, parts.input_norm, parts.eps)

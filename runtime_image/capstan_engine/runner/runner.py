@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from capstan_api.footprint import MemoryFigures
+from capstan_engine.block_table import block_table
 from capstan_engine.kernels import Kernels
 from capstan_engine.messages import SamplingParams
 from capstan_engine.models.decoder import Decoder
@@ -107,7 +108,7 @@ class Runner:
                 self.execute(StepPlan((self._dummy("0", num),)))
 
     def _dummy(self, request_id: str, length: int) -> ScheduledRequest:
-        blocks, ids = list(range(-(-length // self.block_size))), [0] * length
+        blocks, ids = block_table(range(-(-length // self.block_size))), [0] * length
         return ScheduledRequest(request_id, ids, 0, blocks, _WARM_UP_PARAMS, True, ids, [])
 
     def _compute(self, batch: Batch) -> Findings:
@@ -121,7 +122,7 @@ class Runner:
             self._drawn.tokens if batch.refers else None,
         )
         begun = begun_blocks(batch.spans, layout.block_size) if kernels.reads_unused_slots else []
-        to_clear = stage.put(np.array(begun, np.int64))
+        to_clear = stage.put(np.array(begun, np.int64)) if begun else None
 
         def rows_of(rows: Sequence[int]) -> Rows:
             wanted = [*rows, *[rows[0]] * (kernels.round_up(len(rows)) - len(rows))]
@@ -134,7 +135,7 @@ class Runner:
         score_prompts = scoring.of_prompts(batch, stage, rows_of)
         stage.send()
 
-        if begun:
+        if to_clear is not None:
             self._cache.clear(to_clear)
         hidden = self._decoder.forward(inputs.known_ids(), inputs.positions, self._cache.layers, inputs.plans)
 

@@ -8,6 +8,8 @@ first. Everything is O(1) per block.
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from capstan_engine.block_table import BlockTable
+
 
 class BlockPool:
     """`num_blocks` blocks with reference counts and a table from key to the block that holds it."""
@@ -69,7 +71,7 @@ class BlockPool:
         for block in blocks:
             self._forget_key(block)
 
-    def give_back(self, block_table: list[int]) -> None:
+    def give_back(self, block_table: BlockTable) -> None:
         """Drop one holder from each block of a request.
 
         The end of the table counts as unused longest: it is the part that the fewest other requests can share.

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final, Self
 
+from capstan_engine.block_table import BlockTable, block_table
 from capstan_engine.messages import FinishReason, SamplingParams, Submit, TokenLogprobs
 from capstan_engine.scheduler.step import UNKNOWN
 
@@ -61,7 +62,7 @@ class Request:
     """Leading tokens whose K and V will lie in the block table when all steps in flight have run."""
     num_computed: int = 0
     """Those of which this has been committed."""
-    block_table: list[int] = field(default_factory=list)
+    block_table: BlockTable = field(default_factory=block_table)
     block_keys: list[bytes] = field(default_factory=list)
     """Prefix-cache keys of the leading full blocks, as far as they were needed yet."""
     num_published: int = 0
@@ -113,7 +114,7 @@ class Request:
     def restart(self) -> None:
         """Forget what was computed, not what is known. The blocks have been given back."""
         # A new list: by it a step in flight is told from those after the restart.
-        self.block_table = []
+        self.block_table = block_table()
         self.num_planned = self.num_computed = self.num_published = 0
 
     def promise(self) -> None:

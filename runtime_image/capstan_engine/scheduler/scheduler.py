@@ -28,6 +28,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from capstan_api.limits import BatchLimits
+from capstan_engine.block_table import block_table
 from capstan_engine.errors import QueueFull, RequestError, RequestTooLarge
 from capstan_engine.messages import FinishReason, Output, Submit
 from capstan_engine.scheduler.block_pool import BlockPool
@@ -292,7 +293,7 @@ class Scheduler:
             else:
                 # It waits for its last result only, and what computes that runs before what is planned now.
                 self.pool.give_back(leaving.block_table)
-                leaving.block_table = []
+                leaving.block_table = block_table()
 
     def _add_prompts(self, step: StepBuilder) -> None:
         """Prefill in order of rank, whether running already or still waiting, until the budget is spent."""
@@ -322,7 +323,7 @@ class Scheduler:
         if num_needed + (self._watermark if self._running else 0) > self.pool.num_free:
             return False
         self.pool.share(cached)
-        request.block_table = cached + [self.pool.take() for _ in range(num_new)]
+        request.block_table = block_table([*cached, *(self.pool.take() for _ in range(num_new))])
         request.num_published = len(cached)
         request.num_planned = request.num_computed = len(cached) * self.block_size
         if cache is not None and request.first_scheduled_time is None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from capstan_engine.block_table import BlockTable
 from capstan_engine.messages import SamplingParams, TokenLogprobs
 
 UNKNOWN: Final = -1
@@ -23,7 +24,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True, gc=False):
     """The last one may be `UNKNOWN`."""
     start: int
     """Position of the first of `token_ids`; that many tokens of the request are already in the KV cache."""
-    block_table: list[int]
+    block_table: BlockTable
     """Physical blocks of the request, long enough for `start + len(token_ids)` tokens."""
     params: SamplingParams
     samples: bool

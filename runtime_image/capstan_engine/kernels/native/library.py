@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 _HERE: Final = Path(__file__).parent
-_SOURCES: Final = ("products.cpp", "integers.cpp", "step.cpp", "layer.cpp")
+_SOURCES: Final = ("products.cpp", "integers.cpp", "step.cpp", "layers.cpp")
 _OPTIONS: Final = ("-O3", "-std=c++17", "-fPIC", "-fopenmp")
 
 
@@ -62,8 +62,9 @@ _SIGNATURES: Final = {
     "capstan_norm": "pppnnfp",
     "capstan_gate": "pnnp",
     "capstan_rotate_and_write": "pnnnnppppfpp",
-    "capstan_decode": "pnnnnnpnpnnpfp",
-    "capstan_layer": "pppnnppppnpn",
+    "capstan_decode": "pnnnnppnfp",
+    "capstan_most_likely": "pnnp",
+    "capstan_layers": "pnppppp",
 }
 """Arguments of each function: a pointer, a number or a float. None returns anything."""
 _COMPILE_TIMEOUT_S: Final = 120

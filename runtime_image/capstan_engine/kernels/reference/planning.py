@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from capstan_engine.block_table import BlockTable
 from capstan_engine.kernels.plan import KvLayout, Span
 from capstan_engine.kernels.reference.plan import DecodeGroup, PrefillChunk, ReferencePlan, Tile
 from capstan_engine.kernels.reference.rounding import round_up
@@ -81,9 +82,9 @@ def _num_blocks(num_keys: int, size: int) -> int:
     return round_up(-(-num_keys // (step * size))) * step
 
 
-def _table(blocks: list[int], num: int) -> list[int]:
+def _table(blocks: BlockTable, num: int) -> BlockTable:
     """Exactly `num` blocks: the first ones, or all and then the first again and again."""
-    return blocks[:num] if len(blocks) >= num else blocks + [blocks[0]] * (num - len(blocks))
+    return blocks[:num] if len(blocks) >= num else blocks + blocks[:1] * (num - len(blocks))
 
 
 def _decode_groups(

@@ -1,10 +1,11 @@
-"""A layer in one call is its parts one by one, to the last bit; and a model decodes the same tokens by it.
+"""All layers in one call are their parts one by one, to the last bit; and a model decodes the same tokens by it.
 
 At every level of instructions that this processor has.
 """
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_api.engine_args import Precision, Quantization
+from capstan_engine.block_table import block_table
 from capstan_engine.kernels import KvLayout, LayerParts, QkNorm, Span, native
 from capstan_engine.kernels.native import products
-from capstan_engine.kernels.native.layer import FusedLayer
+from capstan_engine.kernels.native.layers import FusedLayers
 from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.stage import HostStage
 from capstan_engine.models.layers import DecoderLayer
@@ -37,24 +39,34 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(BF16)
 
 
-def parts_of(quantization: Quantization, heads: tuple[int, int], *, norms: bool, bias: bool) -> LayerParts:
+def parts_of(
+    quantization: Quantization,
+    heads: tuple[int, int],
+    *,
+    norms: bool,
+    bias: bool,
+    window: int | None = None,
+    seed: int = 0,
+) -> LayerParts:
     num_heads, num_kv_heads = heads
     form = choose({}, quantization)
+    seed *= 100
 
-    def linear(num_outputs: int, num_inputs: int, seed: int) -> products.Linear:
-        weight = random(num_outputs, num_inputs, seed=seed) * num_inputs**-0.5
-        return form.pack(weight, random(num_outputs, seed=seed + 50) if bias else None, native)
+    def linear(num_outputs: int, num_inputs: int, number: int) -> products.Linear:
+        weight = random(num_outputs, num_inputs, seed=seed + number) * num_inputs**-0.5
+        return form.pack(weight, random(num_outputs, seed=seed + number + 50) if bias else None, native)
 
     return LayerParts(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=WIDTH,
+        window=window,
         eps=1e-5,
-        input_norm=random(HIDDEN, seed=1),
+        input_norm=random(HIDDEN, seed=seed + 1),
         qkv=linear((num_heads + 2 * num_kv_heads) * WIDTH, HIDDEN, 2),
-        qk_norm=QkNorm(random(WIDTH, seed=3), random(WIDTH, seed=4), 1e-6) if norms else None,
+        qk_norm=QkNorm(random(WIDTH, seed=seed + 3), random(WIDTH, seed=seed + 4), 1e-6) if norms else None,
         output=linear(HIDDEN, num_heads * WIDTH, 5),
-        post_attention_norm=random(HIDDEN, seed=6),
+        post_attention_norm=random(HIDDEN, seed=seed + 6),
         gate_up=linear(2 * INNER, HIDDEN, 7),
         down=linear(HIDDEN, INNER, 8),
     )
@@ -65,68 +77,68 @@ def parts_of(quantization: Quantization, heads: tuple[int, int], *, norms: bool,
     starts=st.lists(st.integers(0, 300), min_size=1, max_size=6),
     quantization=st.sampled_from(Quantization),
     heads=st.sampled_from([(4, 1), (4, 4), (8, 2), (12, 4)]),
-    window=st.sampled_from([None, 1, 40]),
+    windows=st.lists(st.sampled_from([None, 1, 40]), min_size=1, max_size=3),
     norms=st.booleans(),
     bias=st.booleans(),
-    first=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_a_layer_at_once_is_its_parts_one_by_one(
+def test_layers_at_once_are_their_parts_one_by_one(
     starts: list[int],
     quantization: Quantization,
     heads: tuple[int, int],
-    window: int | None,
+    windows: list[int | None],
     norms: bool,
     bias: bool,
-    first: bool,
     seed: int,
 ) -> None:
-    """NaN in every block that belongs to nobody; rows of padding beyond those of the step."""
-    parts = parts_of(quantization, heads, norms=norms, bias=bias)
-    fused = native.fuse_layer(parts)
+    """NaN in every slot that no query sees; rows of padding beyond those of the step."""
+    layers = [
+        parts_of(quantization, heads, norms=norms, bias=bias, window=window, seed=seed + i)
+        for i, window in enumerate(windows)
+    ]
+    fused = native.fuse_layers(layers)
     assert fused is not None
     size, generator = 16, torch.Generator().manual_seed(seed)
     starts = sorted(starts, reverse=True)
     num_blocks = sum(start // size + 1 for start in starts) + 3
     layout = KvLayout(num_blocks, heads[1], size)
     free = torch.randperm(num_blocks, generator=generator).tolist()
-    spans = [Span(start, 1, [free.pop() for _ in range(start // size + 1)]) for start in starts]
-    cache = random(2, *layout, WIDTH, seed=seed)
-    cache[:, free] = math.nan
-    plan = native.plan_attention(spans, layout, [window], BF16, HostStage())[window]
+    spans = [Span(start, 1, block_table(free.pop() for _ in range(start // size + 1))) for start in starts]
+    caches = [random(2, *layout, WIDTH, seed=seed + i) for i in range(len(layers))]
+    for cache in caches:
+        cache[:, free] = math.nan
+        for start, _, table in spans:
+            cache[:, table[-1], :, start % size + 1 :] = math.nan
+    plans = native.plan_attention(spans, layout, windows, BF16, HostStage())
     rows = len(starts)
-    x, delta = random(rows + 2, HIDDEN, seed=seed + 1), None if first else random(rows + 2, HIDDEN, seed=seed + 2)
-    angles = torch.randn(rows + 2, 1, WIDTH // 2, generator=generator)
+    x = random(rows + 2, HIDDEN, seed=seed + 1)
+    angles = torch.randn(301, 1, WIDTH // 2, generator=generator)
     cos, sin = angles.cos().repeat(1, 1, 2).to(BF16), torch.cat((-angles.sin(), angles.sin()), -1).to(BF16)
 
-    class Apart:
-        """The backend without its whole layers."""
-
-        def __getattr__(self, name: str) -> object:
-            if name == "fuse_layer":
-                raise AttributeError
-            return getattr(native, name)
-
-    outcomes = []
-    for kernels in (native, Apart()):
-        ours, stream, left = cache.clone(), x.clone(), None if delta is None else delta.clone()
-        left = DecoderLayer(kernels, parts, window).forward(stream, left, cos, sin, ours, plan)
-        outcomes.append((stream[:rows], left[:rows], ours))
-        assert bool(left.isfinite().all())
-    for one, other in zip(*outcomes, strict=True):
+    at_once, their_caches = x.clone(), [cache.clone() for cache in caches]
+    assert fused(at_once, cos, sin, their_caches, plans)
+    one_by_one, delta = x.clone(), None
+    positions = torch.tensor([*starts, 0, 0])
+    for parts, cache in zip(layers, caches, strict=True):
+        layer = DecoderLayer(native, parts)
+        delta = layer.forward(one_by_one, delta, cos[positions], sin[positions], cache, plans[parts.window])
+    one_by_one += delta
+    assert bool(at_once.isfinite().all())
+    assert torch.equal(at_once[:rows].view(torch.int16), one_by_one[:rows].view(torch.int16))
+    for one, other in zip(their_caches, caches, strict=True):
         assert torch.equal(one.view(torch.int16), other.view(torch.int16))
 
 
 @pytest.mark.parametrize("length", [2, 5])
 def test_a_step_with_a_prompt_is_computed_part_by_part(length: int) -> None:
-    parts = parts_of(Quantization.NONE, (4, 2), norms=False, bias=False)
-    fused = native.fuse_layer(parts)
+    fused = native.fuse_layers([parts_of(Quantization.NONE, (4, 2), norms=False, bias=False)])
     assert fused is not None
     layout = KvLayout(4, 2, 16)
-    plan = native.plan_attention([Span(3, 1, [0]), Span(0, length, [1])], layout, [None], BF16, HostStage())[None]
+    spans = [Span(3, 1, block_table([0])), Span(0, length, block_table([1]))]
+    plans = native.plan_attention(spans, layout, [None], BF16, HostStage())
     x, cache = random(length + 1, HIDDEN), torch.zeros(2, *layout, WIDTH, dtype=BF16)
     before = x.clone()
-    assert fused(x, None, x, x, cache, plan) is None
+    assert not fused(x, x, x, [cache], plans)
     assert torch.equal(x, before)
     assert not bool(cache.any())
 
@@ -134,10 +146,11 @@ def test_a_step_with_a_prompt_is_computed_part_by_part(length: int) -> None:
 def test_what_is_not_all_ours_is_computed_part_by_part() -> None:
     parts = parts_of(Quantization.NONE, (4, 2), norms=False, bias=False)
     weight = torch.randn(HIDDEN, INNER)
-    assert native.fuse_layer(parts) is not None
+    assert native.fuse_layers([parts, parts]) is not None
     others = {name: getattr(parts, name) for name in parts.__dataclass_fields__}
-    assert native.fuse_layer(LayerParts(**others | {"down": native.pack_linear(weight, None)})) is None
-    assert native.fuse_layer(LayerParts(**others | {"head_dim": 24})) is None
+    in_float32 = LayerParts(**others | {"down": native.pack_linear(weight, None)})
+    assert native.fuse_layers([parts, in_float32]) is None
+    assert native.fuse_layers([LayerParts(**others | {"head_dim": 24})]) is None
 
 
 @pytest.fixture(scope="module", params=["Llama", "Qwen3", "Mistral"])
@@ -167,20 +180,20 @@ def decoded(runner: Runner, num_tokens: int = 24) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("quantization", [Quantization.NONE, Quantization.INT8, Quantization.INT4_GROUP32])
-def test_a_model_decodes_the_same_tokens_by_whole_layers(
+def test_a_model_decodes_the_same_tokens_by_all_layers_at_once(
     model_dir: Path, quantization: Quantization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    call = FusedLayer.__call__
+    call = FusedLayers.__call__
 
-    def counted(self: FusedLayer, *args: torch.Tensor) -> torch.Tensor | None:
-        calls.append(left := call(self, *args))
-        return left
+    def counted(self: FusedLayers, *args: Any) -> bool:
+        calls.append(done := call(self, *args))
+        return done
 
-    monkeypatch.setattr(FusedLayer, "__call__", counted)
+    monkeypatch.setattr(FusedLayers, "__call__", counted)
     whole = decoded(load_runner(model_dir, precision=Precision.BFLOAT16, quantization=quantization))
-    assert any(left is not None for left in calls)
-    monkeypatch.setattr(native, "fuse_layer", lambda _: None)
+    assert any(calls)
+    monkeypatch.setattr(native, "fuse_layers", lambda _: None)
     apart = decoded(load_runner(model_dir, precision=Precision.BFLOAT16, quantization=quantization))
     assert whole == apart
     assert all(len(set(tokens)) > 1 for tokens in whole)
