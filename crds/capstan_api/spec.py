@@ -16,6 +16,7 @@ from capstan_api.engine_args import MetricsCompatibility, Precision, Quantizatio
 from capstan_api.model import ModelSpec
 from capstan_api.scaling import Scaling
 from capstan_api.scheduling import Scheduling
+from capstan_api.step_time import StepTime
 
 
 class Switch(StrEnum):
@@ -67,7 +68,7 @@ class Resources(Contract):
 
 
 class Variant(Contract):
-    """One way of running the model. A change here starts a new revision."""
+    """One way of running the model. A change here starts a new revision, but for cost and step time."""
 
     name: Name = Field(description="Name of the variant, as it appears in status.")
     precision: Precision = Field(
@@ -83,6 +84,12 @@ class Variant(Contract):
     resources: Resources = Field(default_factory=Resources)
     cost_per_hour: Decimal = Field(
         default="0", description="Cost of one replica for one hour, a decimal number in your currency."
+    )
+    step_time: StepTime | None = Field(
+        default=None,
+        description="What a step takes, as `capstan bench --calibrate` has measured it: the law begins with it instead "
+        "of learning it from the first requests, and `capstan simulate` counts with it. Measured steps soon "
+        "outweigh it.",
     )
 
     rules = (

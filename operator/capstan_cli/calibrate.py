@@ -1,12 +1,12 @@
 """The step model of a live engine: its own step samples, collected while a load runs, and the fit of them.
 
-Knows no load. The file that it writes is what `capstan simulate --step-model` reads.
+Knows no load. The file that it writes is a JSON patch (RFC 6902) of an InferenceDeployment: `kubectl patch` and
+Kustomize put it where the operator reads it, and `capstan simulate` reads it from the resource or from the file.
 """
 
 import asyncio
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -106,8 +106,8 @@ def alone(outcomes: Iterable[Outcome]) -> Iterator[tuple[int, float]]:
 
 
 def write(path: Path, fit: Fit) -> None:
-    """The model as JSON; raises `InputError`."""
-    output.write_json(path, asdict(fit.model))
+    """The model as a JSON patch; raises `InputError`."""
+    output.write_json(path, fit.model.patch())
 
 
 def sentence(fit: Fit) -> str:

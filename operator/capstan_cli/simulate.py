@@ -24,9 +24,12 @@ from capstan_sim.errors import SimulationError
 from capstan_sim.events import Event
 from capstan_sim.report import report
 from capstan_sim.router import Rule
+from capstan_sim.step_time import StepModel
 from capstan_sim.what_if import LAWS, WhatIf
 from capstan_sim.workload import Workload
 
+_PROFILE: Final = "llama3-8b-h100"
+"""Where nothing is said of steps."""
 _LATEST_START_S: Final = 86_400.0
 """Of a trace whose times are no dates."""
 
@@ -38,7 +41,7 @@ class Options:
     trace: Path
     spec: Path
     changes: Sequence[str]
-    step_model: str
+    step_model: str | None
     kv_tokens: int | None
     policies: Sequence[str]
     window: str | None
@@ -117,11 +120,13 @@ def _position(elements: list[Any], name: str, change: str) -> int:
 def _sentences(options: Options, question: WhatIf) -> Iterable[str]:
     """What is asked, so that a default is not taken for an answer."""
     requests, scaling = question.workload, question.deployment.spec.scaling
+    declared = _PROFILE if question.deployment.spec.variant.step_time is None else "the resource's stepTime"
     hits = f", {requests.cached.sum() / requests.prompt.sum():.0%} of their prompt tokens cached"
     yield (
         f"{len(requests):,} requests in {requests.arrival[-1]:,.0f} s{hits if options.prefix_hits else ''}; "
-        f"steps of {options.step_model}, {question.model.kv_tokens:,} tokens of KV; {question.initial_replicas} of "
-        f"{scaling.max_replicas} replicas at the beginning, {options.cold_start_s:g} s to start another"
+        f"steps of {options.step_model or declared}, {question.model.kv_tokens:,} tokens of KV; "
+        f"{question.initial_replicas} of {scaling.max_replicas} replicas at the beginning, "
+        f"{options.cold_start_s:g} s to start another"
     )
     if scaling.mode is not Mode.AUTO and not set(options.policies).isdisjoint(LAWS):
         yield (
@@ -144,13 +149,21 @@ def _question(options: Options) -> WhatIf:
     return WhatIf(
         workload=requests,
         deployment=deployment,
-        model=calibration.named(options.step_model, options.kv_tokens),
+        model=_steps(options, deployment),
         cold_start_s=options.cold_start_s,
         initial_replicas=initial,
         events=events,
         is_exact=options.is_exact,
         rule=Rule(options.routing),
     )
+
+
+def _steps(options: Options, deployment: InferenceDeployment) -> StepModel:
+    """As asked for, else as the resource declares, else those of a common machine."""
+    declared, accelerator = deployment.spec.variant.step_time, deployment.spec.variant.resources.accelerator
+    if options.step_model is not None or declared is None:
+        return calibration.named(options.step_model or _PROFILE, options.kv_tokens)
+    return StepModel.of(declared, options.kv_tokens, 1 if accelerator is None else accelerator.count)
 
 
 def _deployment(options: Options) -> InferenceDeployment:

@@ -9,11 +9,14 @@ profiles are derived from layer latencies measured on H100 and published with LL
 
 import json
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from capstan_api.step_time import StepTime
 from capstan_sim.errors import SimulationError
+
+_PATH: Final = "/spec/variants/0/stepTime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +69,52 @@ class StepModel:
         return replace(self, kv_tokens=kv_tokens)
 
     @classmethod
+    def of(cls, declared: StepTime, kv_tokens: int | None = None, num_gpus: int = 1) -> Self:
+        """That of a resource; raises `SimulationError` where neither it nor the caller says what the KV cache holds."""
+        kv_tokens = kv_tokens or declared.kv_cache_tokens
+        if kv_tokens is None:
+            raise SimulationError(
+                "stepTime does not tell how many tokens the KV cache holds; give it kvCacheTokens, or add --kv-tokens"
+            )
+        base_s, prefill_token_s, sequence_s, context_token_s, attention_pair_s = declared.coefficients
+        return cls(
+            base_s,
+            prefill_token_s,
+            sequence_s,
+            context_token_s,
+            attention_pair_s,
+            kv_tokens,
+            num_gpus,
+            outside_s=declared.request_microseconds / 1e6,
+        )
+
+    def patch(self) -> list[dict[str, Any]]:
+        """A JSON patch that declares it of a resource's variant."""
+        coefficients = astuple(self)[:5]
+        declared = StepTime.of(coefficients, request_s=self.outside_s, kv_cache_tokens=self.kv_tokens)
+        return [{"op": "add", "path": _PATH, "value": declared.model_dump(mode="json", by_alias=True)}]
+
+    @classmethod
     def named(cls, name: str) -> Self:
-        """A built-in profile, or the one in a JSON file with exactly the fields of this class."""
+        """A built-in profile, or the one in a JSON file: a `patch`, or an object with the fields of this class."""
         if name in PROFILES:
             return cls(*PROFILES[name])
         try:
             document = json.loads(Path(name).read_text())
+            if isinstance(document, list):
+                [declared] = (each["value"] for each in document if each.get("path") == _PATH)
+                return cls.of(StepTime.model_validate(declared))
             return cls(**document)
         except OSError as error:
             known = ", ".join(PROFILES)
             raise SimulationError(
                 f"step model {name!r} is neither built in ({known}) nor a file: {error.strerror}"
             ) from None
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             wanted = ", ".join(field.name for field in fields(cls))
-            raise SimulationError(f"step model {name}: not a JSON object of {wanted}: {error}") from None
+            raise SimulationError(
+                f"step model {name}: neither a JSON patch of {_PATH} nor a JSON object of {wanted}: {error}"
+            ) from None
 
 
 PROFILES: Final[dict[str, tuple[float, float, float, float, float, int, int]]] = {

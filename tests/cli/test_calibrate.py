@@ -1,14 +1,21 @@
 """`capstan bench --calibrate`: the steps of exactly this load, and a model of them that the simulator reads."""
 
+import json
+from dataclasses import astuple
+from pathlib import Path
+
 import pytest
 from aiohttp import web
 
+from capstan_api.manifest import read_document
+from capstan_api.v1alpha1 import parse
 from capstan_cli import calibrate
 from capstan_cli.errors import CliError, Unreachable
 from capstan_cli.measure import Outcome, Result
 from capstan_sim.calibration import named
 from capstan_sim.step_time import StepModel
 
+EXAMPLES = Path(__file__).parents[2] / "crds" / "examples"
 TRUTH = StepModel(0.01, 1e-4, 2e-4, 0.0, 0.0, kv_tokens=1600)
 
 
@@ -67,8 +74,17 @@ async def test_only_steps_of_this_load_are_fitted(engine, tmp_path, monkeypatch)
     assert fit.model.base_s == pytest.approx(TRUTH.base_s, rel=0.02)
     assert fit.model.prefill_token_s == pytest.approx(TRUTH.prefill_token_s, rel=0.02)
     calibrate.write(tmp_path / "out" / "model.json", fit)
-    assert named(str(tmp_path / "out" / "model.json"), None) == fit.model
+    read = named(str(tmp_path / "out" / "model.json"), None)
+    assert astuple(read) == pytest.approx(astuple(fit.model), rel=1e-4, abs=1e-9)
     assert fit.model.kv_tokens == 1600
+    # Where the operator reads it: `kubectl patch --type json` does the same.
+    [patch] = json.loads((tmp_path / "out" / "model.json").read_text())
+    resource = read_document(EXAMPLES / "quickstart.yaml")
+    assert (patch["op"], patch["path"]) == ("add", "/spec/variants/0/stepTime")
+    resource["spec"].setdefault("variants", [{"name": "cpu"}])[0]["stepTime"] = patch["value"]
+    declared = parse(resource).spec.variant.step_time
+    assert declared is not None
+    assert StepModel.of(declared) == read
     assert "1,600 tokens of KV" in calibrate.sentence(fit)
 
 

@@ -165,12 +165,36 @@ def test_between_two_adjustments_nothing_moves() -> None:
 
 
 def test_what_is_not_known_changes_nothing() -> None:
+    begun = LimitsMemory(limits=ENVELOPE.top)
     unknown: list[Advice] = [
-        adjust(LimitsMemory(), situation().model_copy(update=update), ALONE, ENVELOPE, POLICY, NOW)
-        for update in ({"model": EngineModel()}, {"lengths": Lengths()})
-    ]
-    assert [a.change for a in unknown] == [None, None]
+        adjust(memory, situation().model_copy(update=update), ALONE, ENVELOPE, POLICY, NOW)
+        for memory in (LimitsMemory(), begun)
+        for update in ({"model": EngineModel()}, {"model": EngineModel(), "lengths": Lengths()})
+    ] + [adjust(begun, situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)]
+    assert [a.change for a in unknown] == [None] * 5
     assert {a.memory.limits for a in unknown} == {ENVELOPE.top}
+
+
+def test_a_step_time_that_was_declared_gives_the_first_limits_at_once() -> None:
+    """Without it they come down rung by rung, once requests have told what a step takes."""
+    declared = EngineModel.given((0.01, 2e-4, 1e-3, 0.0, 0.0))
+    nobody = situation(sequences=0, lengths=Lengths(), kv_tokens=0).model_copy(
+        update={"model": declared, "token_s": declared.prefill_token_seconds(1)}
+    )
+    advice = adjust(LimitsMemory(), nobody, ALONE, ENVELOPE, POLICY, NOW)
+    assert advice.memory.limits is not None
+    # 0.95 of 60 ms, less 10 ms, at 0.2 ms a token, and no more than a rung above or below.
+    assert 235 / 1.25 <= advice.memory.limits.max_batched_tokens <= 235 * 1.25
+    assert advice.change is not None
+    assert advice.change.reason == "Calibrated"
+    assert advice.change.message.startswith("by the step time of the resource a step of 1024 tokens")
+    assert adjust(advice.memory, nobody, ALONE, ENVELOPE, POLICY, NOW + 60).change is None
+
+
+def test_a_step_time_that_allows_the_whole_envelope_changes_nothing() -> None:
+    fast = situation(lengths=Lengths(), kv_tokens=0).model_copy(update={"model": EngineModel.given((0, 1e-6, 0, 0, 0))})
+    advice = adjust(LimitsMemory(), fast.model_copy(update={"token_s": 1e-6}), ALONE, ENVELOPE, POLICY, NOW)
+    assert (advice.change, advice.memory.limits) == (None, ENVELOPE.top)
 
 
 def test_limits_from_another_envelope_are_brought_inside() -> None:

@@ -57,6 +57,20 @@ def test_a_lasting_change_is_followed() -> None:
     assert worst_error(model, slower) < 0.15
 
 
+@pytest.mark.parametrize("factor", [0.2, 0.5, 1.0, 2.0, 5.0])
+def test_a_model_that_was_given_is_of_use_at_once_and_gives_way_to_what_is_measured(factor: float) -> None:
+    given_costs = tuple(factor * c for c in COSTS)
+    model = EngineModel.given(given_costs)
+    assert model.is_usable
+    assert worst_error(model, given_costs) < 1e-9
+    # Coefficients that nothing has been measured of are those that were given.
+    untold = model.learn([s._replace(prefill_tokens=0, attention_pairs=0) for s in noisy(60, given_costs, 1, 0.0)])
+    assert untold.prefill_token_seconds(1) == pytest.approx(model.prefill_token_seconds(1), rel=0.2)
+    for batch in range(30):
+        model = model.learn(noisy(100, COSTS, batch, 0.05))
+    assert worst_error(model, COSTS) < 0.05
+
+
 def test_it_is_of_no_use_before_it_saw_prefill_and_decode() -> None:
     decode_only = [s._replace(prefill_tokens=0) for s in samples(100)]
     assert not EngineModel().learn(samples(10)).is_usable

@@ -134,6 +134,19 @@ def test_a_step_model_can_be_a_file(simulate, tmp_path):
     assert json.loads((tmp_path / "o.json").read_text())["classes"]["chat"]["tpot_ms"]["p50"] == pytest.approx(500)
 
 
+def test_steps_are_those_that_the_resource_declares(simulate, tmp_path):
+    cost = "spec.variants.0.stepTime"
+    declared = {"baseNanoseconds": 500_000_000, "prefillTokenNanoseconds": 1, "sequenceNanoseconds": 0}
+    changes = declared | {"contextTokenPicoseconds": 0, "attentionPairPicoseconds": 0}
+    arguments = [word for name, value in changes.items() for word in ("--set", f"{cost}.{name}={value}")]
+    _, out, _ = simulate(*arguments, "--kv-tokens", "50000", "--json", "o.json", "--policy", "static:1")
+    assert "steps of the resource's stepTime, 50,000 tokens of KV" in " ".join(out.split())
+    told = json.loads((tmp_path / "o.json").read_text())["classes"]["chat"]["tpot_ms"]["p50"]
+    assert told == pytest.approx(500, rel=0.01)
+    _, _, err = simulate(*arguments, "--policy", "static:1")
+    assert "give it kvCacheTokens, or add --kv-tokens" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

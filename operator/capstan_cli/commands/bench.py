@@ -79,7 +79,8 @@ def bench(
         Path | None,
         typer.Option(
             metavar="OUT",
-            help="Fit the seconds of a step to those that the engine took, and write the step model for simulate.",
+            help="Fit the seconds of a step to those that the engine took, and write them as a JSON patch of a "
+            "resource: for simulate, and for kubectl patch --type json --patch-file OUT.",
             callback=output.file,
             rich_help_panel=OUTPUT,
         ),

@@ -19,12 +19,14 @@ def simulate(
     ],
     spec: Annotated[Path, typer.Option(metavar="FILE", help="The InferenceDeployment in question.")],
     step_model: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Seconds of a step: llama3-8b-h100, llama3-70b-4xh100, a model in JSON, or an engine's step log.",
+            help="Seconds of a step: llama3-8b-h100, llama3-70b-4xh100, what bench --calibrate wrote, or an engine's "
+            "step log.",
+            show_default="the resource's stepTime, else llama3-8b-h100",
         ),
-    ] = "llama3-8b-h100",
+    ] = None,
     kv_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens that one replica's KV cache holds; a step log does not tell.")
     ] = None,

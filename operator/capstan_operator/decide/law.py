@@ -42,7 +42,8 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     progress, release = _progress(deployment, observation, memory, now)
     # What another revision's engines took says nothing of these.
     same_engines = memory.revision in ("", release.revision)
-    model = (memory.model if same_engines else EngineModel()).learn(reading.samples)
+    known = memory.model if same_engines and memory.model.num_samples > 0 else _given(spec)
+    model = known.learn(reading.samples)
     ledger = memory.ledger.advanced(spec.slos, spec.variant, reading.delta, observation.replicas, memory.at, now)
     overdue = _overdue(observation, spec.scaling.pending_timeout_seconds, now)
     shape = memory.shape.learn(
@@ -213,6 +214,13 @@ def _in_shadow(deployment: InferenceDeployment, memory: Memory, advice: replicas
     kept = scaling.replicas if scaling.replicas is not None else memory.replicas.wanted
     kept = advice.memory.wanted if kept is None else kept
     return advice.changed(memory=advice.memory.changed(wanted=kept))
+
+
+@lifelong
+def _given(spec: InferenceDeploymentSpec) -> EngineModel:
+    """What is declared of engines that have taken no step yet."""
+    declared = spec.variant.step_time
+    return EngineModel() if declared is None else EngineModel.given(declared.coefficients)
 
 
 @lifelong

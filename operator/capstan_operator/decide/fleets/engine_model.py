@@ -33,6 +33,9 @@ _NUM_FEATURES = 5
 # Seconds, and the counts of a step: what is not between the two is damage or malice.
 _LEAST: Final[Array] = np.array([1e-6, 0, 0, 0, 0])
 _TOO_MUCH: Final[Array] = np.array([600, 1e9, 1e9, 1e9, 1e9])
+_USUAL: Final = (1.0, 256.0, 16.0, 16_000.0, 131_072.0)
+"""Features of a step as they come: what a given model is taken to have been measured with."""
+_GIVEN_ERROR: Final = 0.1
 _ZEROS = (0.0,) * _NUM_FEATURES
 
 
@@ -47,6 +50,22 @@ class EngineModel(Value):
     """Effective number: forgotten samples count less."""
     error: float = 0.5
     """Typical relative error of a prediction."""
+
+    @classmethod
+    def given(cls, coefficients: tuple[float, ...]) -> "EngineModel":
+        """A model that was measured elsewhere: of use at once, and soon outweighed by what these engines tell.
+
+        It counts as if one usual step had told each coefficient by itself.
+        """
+        weight = 1 / max(_dot(coefficients, _USUAL), 1e-5) ** 2
+        gram = [[weight * f**2 if i == j else 0.0 for j in range(_NUM_FEATURES)] for i, f in enumerate(_USUAL)]
+        return cls(
+            coefficients=coefficients,
+            gram=tuple(map(tuple, gram)),
+            moment=tuple(gram[i][i] * coefficient for i, coefficient in enumerate(coefficients)),
+            num_samples=_ENOUGH_SAMPLES,
+            error=_GIVEN_ERROR,
+        )
 
     @property
     def is_usable(self) -> bool:

@@ -19,7 +19,7 @@ from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.scaling import BatchLimitsPolicy
 from capstan_operator.decide.limits.canary import CanaryMemory
 from capstan_operator.decide.limits.capacity import HEADROOM
-from capstan_operator.decide.limits.ideal import explained, ideal, lower, next_rung, one_rung, rungs, step
+from capstan_operator.decide.limits.ideal import at_first, explained, ideal, lower, next_rung, one_rung, rungs, step
 from capstan_operator.decide.limits.lateness import guarded, is_late, watched
 from capstan_operator.decide.limits.long_steps import LongSteps
 from capstan_operator.decide.limits.memory import Change, LimitsMemory
@@ -47,6 +47,8 @@ def adjust(
     now: float,
 ) -> Advice:
     """One turn of the fast loop. Without anything to go by, or between two adjustments, the limits stay."""
+    if memory.limits is None and not situation.lengths.is_known:
+        return _begun(memory, situation, envelope, policy, now)
     canary, verdict = memory.canary.watched(fleet, now).followed(fleet, now)
     memory = memory.changed(limits=envelope.clamp(memory.limits or envelope.top), canary=canary)
     if situation.is_known:
@@ -54,6 +56,18 @@ def adjust(
     if verdict is not None:
         return _concluded(memory, verdict, envelope, policy, now)
     return _adjusted(memory, situation, fleet, envelope, policy, now)
+
+
+def _begun(
+    memory: LimitsMemory, situation: Situation, envelope: Envelope, policy: BatchLimitsPolicy, now: float
+) -> Advice:
+    """The first limits of all, before any request came."""
+    top, first = envelope.top, at_first(situation, envelope, policy)
+    memory = memory.changed(limits=top)
+    if first == top:
+        return Advice.made(memory=memory)
+    _, because = explained(top, first, situation, 1.0, is_late=False, are_long=False)
+    return _changed(memory, first, "Calibrated", f"by the step time of the resource {because}", now)
 
 
 def _adjusted(

@@ -64,6 +64,15 @@ def ideal(situation: Situation, current: BatchLimits, envelope: Envelope, guard:
     return Ideal.made(tokens=tokens, sequences=sequences)
 
 
+def at_first(situation: Situation, envelope: Envelope, policy: BatchLimitsPolicy) -> BatchLimits:
+    """Limits to begin with: the envelope's top, or what a model that was given allows before anything decodes."""
+    top = envelope.top
+    if not situation.model.is_usable:
+        return top
+    goal = ideal(situation, top, envelope, 1.0, are_long=False)
+    return [top, *rungs(top, goal, envelope, policy)][-1]
+
+
 def next_rung(current: BatchLimits, asked: Ideal, envelope: Envelope, policy: BatchLimitsPolicy) -> BatchLimits:
     """One rung towards the ideal; `current` where it is as good."""
     percent = policy.max_step_percent

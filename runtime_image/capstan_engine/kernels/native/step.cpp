@@ -162,8 +162,8 @@ void capstan_decode(const bf16* q, int64_t stride, int64_t heads, int64_t keys, 
     // Kept from call to call: a step must not wait for the allocator.
     static thread_local std::vector<float> scores;
     static thread_local std::vector<const bf16*> seen;
-    // The longest come first, so that those who finish early find short ones left.
-#pragma omp for schedule(dynamic)
+    // The longest come first: in turn, so that every thread gets as many long ones as the others.
+#pragma omp for schedule(static, 1)
     for (int64_t pair = 0; pair < of->num * keys; ++pair) {
       const int64_t sequence = pair / keys, key = pair % keys, first_head = key * shared;
       const Visible visible(*of, sequence, window);
