@@ -205,6 +205,33 @@ def test_the_idle_replica_goes_and_the_newest_goes_first_among_equals() -> None:
     assert order.index(Route) < order.index(DrainReplica), "the gateway hears of it first"
 
 
+STEP_TIME = {
+    "baseNanoseconds": 10_000_000,
+    "prefillTokenNanoseconds": 200_000,
+    "sequenceNanoseconds": 1_000_000,
+    "contextTokenPicoseconds": 0,
+    "attentionPairPicoseconds": 0,
+}
+
+
+def test_a_declared_step_time_is_where_the_law_begins() -> None:
+    """The first replica is told limits that keep the TPOT before anybody has asked it for anything."""
+    of = deployment(variants=[{"name": "default", "stepTime": STEP_TIME}])
+    first = decide(of, observation(of, replica(of)), Memory(), NOW)
+    top = render.envelope(of).top
+    assert first.memory.model.step_seconds(100, 10, 0) == pytest.approx(0.04)
+    assert first.memory.limits.reason == "Calibrated"
+    [told] = of_kind(first, SetLimits)
+    assert told.limits.max_batched_tokens < top.max_batched_tokens
+    assert decide(deployment(), observation(of, replica(of)), Memory(), NOW).memory.limits.limits == top
+
+
+def test_what_these_engines_took_counts_for_more_than_what_is_declared() -> None:
+    of = deployment(variants=[{"name": "default", "stepTime": STEP_TIME}])
+    memory = learnt(of)
+    assert decide(of, observation(of, replica(of)), memory, NOW).memory.model.coefficients == memory.model.coefficients
+
+
 def test_a_new_revision_takes_over_without_a_gap() -> None:
     of = deployment(engine={"maxQueuedRequests": 7})
     old = replica(of, revision="00000000")
@@ -230,6 +257,7 @@ def test_a_new_revision_takes_over_without_a_gap() -> None:
         ({"engine": {"maxQueuedRequests": 7}}, True),
         ({"slos": [{"name": "interactive", "ttft": {"thresholdMilliseconds": 900}}]}, True),
         ({"variants": [{"name": "default", "resources": {"cpuMillicores": 500}}]}, True),
+        ({"variants": [{"name": "default", "stepTime": STEP_TIME}]}, False),
     ],
 )
 def test_only_what_engines_run_with_starts_a_new_revision(change: dict[str, Any], restarts: bool) -> None:

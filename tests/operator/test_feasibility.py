@@ -187,7 +187,14 @@ def paced(num_steps: int, busy: float) -> Pace:
 
 def test_models_are_the_same_when_engines_hold_the_same_numbers() -> None:
     base = spec()
-    for same in (envelope(length=64), spec(variants=[{"name": "other", "costPerHour": "3"}])):
+    declared = dict.fromkeys(("base", "prefillToken", "sequence"), 1)
+    step_time = {f"{name}Nanoseconds": cost for name, cost in declared.items()}
+    step_time |= {"contextTokenPicoseconds": 1, "attentionPairPicoseconds": 1}
+    for same in (
+        envelope(length=64),
+        spec(variants=[{"name": "other", "costPerHour": "3"}]),
+        spec(variants=[{"name": "default", "stepTime": step_time}]),
+    ):
         assert model_key(same) == model_key(base)
     for other in (
         spec(variants=[{"name": "default", "precision": "Float32"}]),

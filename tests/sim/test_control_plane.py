@@ -6,7 +6,8 @@ import pytest
 from capstan_api import v1alpha1
 from capstan_operator.decide import render
 from capstan_operator.decide.seen.observation import Observation, Phase
-from capstan_sim.control_plane import ControlPlane, objectives
+from capstan_sim.control_plane import EPOCH_S, ControlPlane, _steps, objectives
+from capstan_sim.engine import Run
 from capstan_sim.events import Event, blind_spans, prepare
 from capstan_sim.measure import summary
 from capstan_sim.policy import Setting
@@ -177,3 +178,15 @@ def test_engines_know_the_thresholds_except_under_the_published_protocol():
     patience = np.array(told.first_token_due) - np.array(told.arrival)
     assert patience == pytest.approx(np.where(workload.slo_class == 0, 1.0, 30.0))
     assert np.isinf(untold.first_token_due).all()
+
+
+@pytest.mark.parametrize(("number", "growth_s"), [(1, 0.0), (7, 1e-5), (11, 3e-4)])
+def test_steps_are_told_as_their_run_has_them(number: int, growth_s: float) -> None:
+    run = Run(7, 12.345, 5, 0, 3, 900, 0, 0.0123, growth_s)
+    told = _steps(run, number)
+    assert [step.number for step in told] == [n for n in range(7, 12) if n >= number]
+    for step in told:
+        place = step.number - 7
+        assert step.time == EPOCH_S + run.end(place + 1)
+        assert step.seconds == 0.0123 + place * growth_s
+        assert (step.decode_sequences, step.context_tokens) == (3, 900 + 3 * place)

@@ -76,7 +76,7 @@ class Doubt(NamedTuple):
 
 def model_key(spec: InferenceDeploymentSpec) -> str:
     """Equal for specs whose engines hold the same numbers in memory."""
-    held = spec.variant.model_dump_json(exclude={"name", "resources", "cost_per_hour"})
+    held = spec.variant.model_dump_json(exclude={"name", "resources", "cost_per_hour", "step_time"})
     return hashlib.sha256(f"{spec.model.source.model_dump_json()}\n{held}".encode()).hexdigest()[:16]
 
 
