@@ -219,7 +219,6 @@ def test_a_declared_step_time_is_where_the_law_begins() -> None:
     of = deployment(variants=[{"name": "default", "stepTime": STEP_TIME}])
     first = decide(of, observation(of, replica(of)), Memory(), NOW)
     top = render.envelope(of).top
-    assert first.memory.model.step_seconds(100, 10, 0) == pytest.approx(0.04)
     assert first.memory.limits.reason == "Calibrated"
     [told] = of_kind(first, SetLimits)
     assert told.limits.max_batched_tokens < top.max_batched_tokens
@@ -230,6 +229,18 @@ def test_what_these_engines_took_counts_for_more_than_what_is_declared() -> None
     of = deployment(variants=[{"name": "default", "stepTime": STEP_TIME}])
     memory = learnt(of)
     assert decide(of, observation(of, replica(of)), memory, NOW).memory.model.coefficients == memory.model.coefficients
+
+
+def test_what_is_only_declared_is_not_remembered_as_learnt() -> None:
+    """It may be corrected before the first request; and what a request's steps tell is added to what is declared then."""
+    of = deployment(variants=[{"name": "default", "stepTime": STEP_TIME | {"baseNanoseconds": 90_000_000}}])
+    first = decide(of, observation(of, replica(of)), Memory(), NOW).memory
+    assert first.model == Memory().model
+    corrected = deployment(variants=[{"name": "default", "stepTime": STEP_TIME}])
+    told = engine_metrics(samples=samples(2))
+    after = decide(corrected, observation(corrected, replica(corrected, metrics=told)), first, NOW + 2).memory
+    assert after.model.is_usable
+    assert after.model.coefficients[0] < 0.05
 
 
 def test_a_new_revision_takes_over_without_a_gap() -> None:

@@ -42,8 +42,8 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     progress, release = _progress(deployment, observation, memory, now)
     # What another revision's engines took says nothing of these.
     same_engines = memory.revision in ("", release.revision)
-    known = memory.model if same_engines and memory.model.num_samples > 0 else _given(spec)
-    model = known.learn(reading.samples)
+    declared = _declared(spec)
+    model = (memory.model if same_engines and memory.model.num_samples > 0 else declared).learn(reading.samples)
     ledger = memory.ledger.advanced(spec.slos, spec.variant, reading.delta, observation.replicas, memory.at, now)
     overdue = _overdue(observation, spec.scaling.pending_timeout_seconds, now)
     shape = memory.shape.learn(
@@ -93,7 +93,8 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         at=now,
         revision=release.revision,
         rollout=progress,
-        model=model,
+        # What is only declared may be declared anew.
+        model=EngineModel() if model is declared else model,
         lengths=reading.lengths,
         shape=shape,
         bank=bank,
@@ -217,10 +218,10 @@ def _in_shadow(deployment: InferenceDeployment, memory: Memory, advice: replicas
 
 
 @lifelong
-def _given(spec: InferenceDeploymentSpec) -> EngineModel:
-    """What is declared of engines that have taken no step yet."""
-    declared = spec.variant.step_time
-    return EngineModel() if declared is None else EngineModel.given(declared.coefficients)
+def _declared(spec: InferenceDeploymentSpec) -> EngineModel:
+    """The model of engines that have taken no step yet."""
+    step_time = spec.variant.step_time
+    return EngineModel() if step_time is None else EngineModel.given(step_time.coefficients)
 
 
 @lifelong
