@@ -232,7 +232,7 @@ def test_what_these_engines_took_counts_for_more_than_what_is_declared() -> None
 
 
 def test_what_is_only_declared_is_not_remembered_as_learnt() -> None:
-    """It may be corrected before the first request; and what a request's steps tell is added to what is declared then."""
+    """It may be corrected before the first request; what steps then tell is added to what is declared by then."""
     of = deployment(variants=[{"name": "default", "stepTime": STEP_TIME | {"baseNanoseconds": 90_000_000}}])
     first = decide(of, observation(of, replica(of)), Memory(), NOW).memory
     assert first.model == Memory().model
