@@ -7,25 +7,15 @@ import math
 
 import pytest
 import torch
+from compiled_kernels import BF16, EACH_LEVEL, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_engine.block_table import block_table
 from capstan_engine.kernels import Draw, KvLayout, QkNorm, Span, native, reference
-from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.stage import HostStage
 
-pytestmark = [
-    pytest.mark.skipif(library() is None, reason="nothing can be compiled here"),
-    pytest.mark.usefixtures("at_each_level"),
-]
-
-torch.set_num_threads(1)
-BF16 = torch.bfloat16
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(BF16)
+pytestmark = EACH_LEVEL
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_kernels import BF16, EACH_LEVEL, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from capstan_engine.block_table import block_table
 from capstan_engine.kernels import KvLayout, LayerParts, QkNorm, Span, native
 from capstan_engine.kernels.native import products
 from capstan_engine.kernels.native.layers import FusedLayers
-from capstan_engine.kernels.native.library import library
 from capstan_engine.kernels.stage import HostStage
 from capstan_engine.models.layers import DecoderLayer
 from capstan_engine.quant.choose import choose
@@ -25,18 +25,8 @@ from capstan_engine.runner.runner import Runner
 from capstan_engine.scheduler.step import StepPlan
 from tiny_models import Case, load_runner, random_prompt, scheduled, write_checkpoint
 
-pytestmark = [
-    pytest.mark.skipif(library() is None, reason="nothing can be compiled here"),
-    pytest.mark.usefixtures("at_each_level"),
-]
-
-torch.set_num_threads(1)
-BF16 = torch.bfloat16
+pytestmark = EACH_LEVEL
 HIDDEN, INNER, WIDTH = 128, 384, 32
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(BF16)
 
 
 def parts_of(
