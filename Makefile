@@ -37,10 +37,11 @@ $(VENV)/.stamp: $(UV) requirements.lock pyproject.toml
 	@VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Ruff's cache forgets that a new module of ours changes the order of other files' imports.
 .PHONY: lint
 lint: setup ## Check formatting, style, types and layers
 	@failed=; check() { echo "== $$*"; $(BIN)/"$$@" || failed="$$failed\n  $$*"; }; \
-	check ruff format --check .; check ruff check .; \
+	check ruff format --check --no-cache .; check ruff check --no-cache .; \
 	check mypy $(addprefix -p ,$(PACKAGES)); check lint-imports --no-logo; \
 	test -z "$$failed" || { printf "lint: failed:$$failed\n" >&2; exit 1; }
 

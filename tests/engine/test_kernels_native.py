@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from compiled_kernels import BF16, EACH_LEVEL, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_engine.block_table import block_table
 from capstan_engine.kernels import Draw, KvLayout, QkNorm, Span, native, reference
 from capstan_engine.kernels.stage import HostStage
+from compiled_kernels import BF16, EACH_LEVEL, random
 
 pytestmark = EACH_LEVEL
 

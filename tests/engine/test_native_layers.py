@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from compiled_kernels import BF16, EACH_LEVEL, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from capstan_engine.models.layers import DecoderLayer
 from capstan_engine.quant.choose import choose
 from capstan_engine.runner.runner import Runner
 from capstan_engine.scheduler.step import StepPlan
+from compiled_kernels import BF16, EACH_LEVEL, random
 from tiny_models import Case, load_runner, random_prompt, scheduled, write_checkpoint
 
 pytestmark = EACH_LEVEL
