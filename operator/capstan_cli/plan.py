@@ -62,6 +62,8 @@ class Row:
     kv_token_bytes: int
     num_sequences: int
     footprint: Footprint
+    uncoded_bytes: int = 0
+    """What weights take beyond that on a processor without AVX-512."""
 
 
 def budget(
@@ -113,8 +115,15 @@ def _one_of(kind: type[Choice], option: str, value: str) -> Choice:
 def _row(spec: ModelSpec, dtype: str, quantization: Quantization, budget: Budget) -> Row:
     itemsize = _ITEMSIZES[dtype]
     figures = memory.figures(spec, STORAGES[quantization], memory.HABITS[budget.kind], itemsize=itemsize)
-    num = largest_batch(figures, budget)
-    return Row(dtype, quantization, figures.kv_token, num, figures.footprint(demand(figures, budget, max(num, 1))))
+    uncoded = memory.figures(spec, STORAGES[quantization], memory.UNCODED, itemsize=itemsize)
+    return Row(
+        precision=dtype,
+        quantization=quantization,
+        kv_token_bytes=figures.kv_token,
+        num_sequences=(num := largest_batch(figures, budget)),
+        footprint=figures.footprint(demand(figures, budget, max(num, 1))),
+        uncoded_bytes=uncoded.weights - figures.weights if budget.kind == "cpu" else 0,
+    )
 
 
 def largest_batch(figures: MemoryFigures, budget: Budget) -> int:
@@ -183,6 +192,8 @@ def advice(found: Sequence[Row], budget: Budget) -> Iterator[str]:
     if budget.kind == "cpu":
         settings.insert(0, f"resources.memoryMebibytes {mebibytes(need.total)}")
     yield f"For {_batch(best)} with quantization {best.quantization}: {', '.join(settings)}."
+    if best.uncoded_bytes:
+        yield f"On a processor without AVX-512 its weights take {mebibytes(best.uncoded_bytes):,} MiB more."
     if budget.kind == "cuda":
         yield "What processes (context, workspaces) and each graph take on a GPU are allowances and not measured yet."
 

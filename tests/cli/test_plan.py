@@ -104,6 +104,19 @@ def test_the_figures_of_a_known_model(model: Path) -> None:
     assert row.num_sequences == 126
 
 
+def test_bfloat16_takes_12_bits_where_the_processor_decodes_them(model: Path) -> None:
+    """All but the embedding and the norms of Llama 3 8B, and what processors without AVX-512 need is said."""
+    cpu = budget(65_536, kind="cpu")
+    (row,) = plan.rows(model, "Auto", "None", cpu)
+    vectors = (65 * 4096 + 128_256 * 4096) * 2
+    tables = 4096 * 2 * 128 * 2
+    assert row.footprint.weights == (2 * 8_030_261_248 - vectors) * 3 // 4 + vectors + tables
+    assert row.footprint.weights + row.uncoded_bytes == 2 * 8_030_261_248 + tables
+    assert "On a processor without AVX-512 its weights take 3,579 MiB more." in list(plan.advice([row], cpu))
+    (on_gpu,) = plan.rows(model, "Auto", "None", budget(81_559))
+    assert on_gpu.uncoded_bytes == 0
+
+
 def test_fewer_bits_leave_more_room(model: Path) -> None:
     found = {row.quantization: row for row in plan.rows(model, "Auto", None, budget(32_768, kind="cpu"))}
     assert found["Int4Group64"].footprint.weights < found["Int8"].footprint.weights < found["None"].footprint.weights

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from capstan_engine.kernels.native import coding, products
 from capstan_engine.kernels.native import library as module
-from capstan_engine.kernels.native import products
 from capstan_engine.kernels.native.library import LEVELS, compiled, load, processor_flags
 
 
@@ -16,6 +16,6 @@ def at_each_level(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip(f"this processor lacks {', '.join(lacking)}")
     found = load(compiled(request.param))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "library", lambda: found)
-        patch.setattr(products, "library", lambda: found)
+        for user in (module, products, coding):
+            patch.setattr(user, "library", lambda: found)
         yield

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from capstan_engine.block_table import block_table
 from capstan_engine.kernels import Draw, KvLayout, QkNorm, Span, native, reference
+from capstan_engine.kernels.native import products
+from capstan_engine.kernels.native.coding import code, is_worthwhile
+from capstan_engine.kernels.protocol import Linear
 from capstan_engine.kernels.stage import HostStage
 from compiled_kernels import BF16, EACH_LEVEL, random
 
@@ -38,6 +41,55 @@ def test_a_row_of_a_product_does_not_depend_on_those_beside_it() -> None:
     together = product(x)
     for row in range(len(x)):
         assert torch.equal(product(x[row : row + 1])[0], together[row])
+
+
+def is_coded(weight: torch.Tensor, *, num_rare: int) -> bool:
+    """Whether it is held in 12 bits, with so many weights apart, at those levels where it should be."""
+    coded = code(weight)
+    return coded is None if not is_worthwhile() else coded is not None and len(coded.rare) == num_rare
+
+
+def as_they_are(weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> Linear:
+    """The product with weights of 16 bits each."""
+    with monkeypatch.context() as patch:
+        patch.setattr(products, "code", lambda _: None)
+        return native.pack_linear(weight, None)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (63, 30), (64, 1024), (200, 1026), (130, 2050)])
+@pytest.mark.parametrize("rows", [1, 6, 7, 70])
+def test_weights_in_12_bits_are_the_weights(rows: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit of every product: what has a code is decoded to what it was."""
+    # Zeros of both signs, subnormal numbers, and fifteen exponents beside theirs.
+    bits = torch.randint(0, 1 << 16, shape, generator=torch.Generator().manual_seed(0))
+    exponents = torch.tensor([0, *range(110, 125)])[bits % 16]
+    weight = (bits & 0x807F | exponents << 7).to(torch.uint16).view(BF16)
+    x = random(rows, shape[1], seed=1)
+    assert is_coded(weight, num_rare=0)
+    assert torch.equal(native.pack_linear(weight, None)(x), as_they_are(weight, monkeypatch)(x))
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_rare_weights_count_as_much_as_others(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At either end of a chunk and of a block, and where two inputs of one output are rare."""
+    weight, x = random(130, 2050).fill_(1.0), random(rows, 2050, seed=1)
+    weight.mul_((-2.0) ** (torch.arange(2050) % 15))
+    places = ((0, 0), (0, 1), (63, 1023), (64, 1024), (129, 2049), (77, 1500))
+    for exponent, place in enumerate(places, 40):
+        weight[place] = 2.0**exponent
+    assert is_coded(weight, num_rare=len(places))
+    got, wanted = native.pack_linear(weight, None)(x), as_they_are(weight, monkeypatch)(x)
+    touched = sorted({output for output, _ in places})
+    torch.testing.assert_close(got[:, touched], wanted[:, touched], rtol=1e-2, atol=0)
+    others = [output for output in range(130) if output not in touched]
+    assert torch.equal(got[:, others], wanted[:, others])
+
+
+def test_weights_with_too_many_exponents_stay_as_they_are() -> None:
+    weight = (64 * 128 + torch.arange(1 << 14)).to(torch.uint16).view(BF16).view(128, 128)
+    assert code(weight) is None
+    x = torch.eye(128, dtype=BF16)
+    assert torch.equal(native.pack_linear(weight, None)(x), weight.T.contiguous())
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 64, 100, 768])

@@ -1,6 +1,7 @@
 """Linear layers as numbers: their shapes, and how many bytes each format holds one in. No tensors, so planners use it.
 
-Group-wise formats keep a scale and a zero point for each group; the others one scale for each output.
+Weights of 16 bits that are not quantized take 12 where they are coded (`kernels/native/coding.py`). Group-wise formats
+keep a scale and a zero point for each group; the others one scale for each output.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Final
 
 _SCALE_BYTES: Final = 4
 """A float32 scale, or a bfloat16 scale with its bfloat16 zero point."""
+_CODED_BITS: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,13 @@ class Storage:
     rounds_activations: bool = False
     """torch's product rounds its input by way of float32, and makes a float32 copy of its output."""
 
-    def num_bytes(self, spec: LinearSpec, itemsize: int, *, is_head: bool = False) -> int:
-        """Weight, scales and bias; `itemsize` is the model's bytes per number."""
+    def num_bytes(self, spec: LinearSpec, itemsize: int, *, is_head: bool = False, codes: bool = False) -> int:
+        """Weight, scales and bias; `itemsize` is the model's bytes per number, which kernels may code."""
         bits = self.head_bits if is_head else self.bits
         num_weights = spec.out_features * spec.in_features
         bias = spec.out_features * itemsize * spec.bias
         if not bits:
-            return num_weights * itemsize + bias
+            return num_weights * (_CODED_BITS if codes and itemsize == 2 else 8 * itemsize) // 8 + bias
         groups = spec.in_features // self.group_size if self.group_size and not is_head else 1
         return num_weights * bits // 8 + spec.out_features * groups * _SCALE_BYTES + bias
 

@@ -10,6 +10,7 @@ from capstan_api.footprint import Demand
 from capstan_engine import kernels
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import KvLayout
+from capstan_engine.kernels.native import coding
 from capstan_engine.models.config_file import Config
 from capstan_engine.models.decoder import load_decoder
 from capstan_engine.models.families import read_spec
@@ -60,7 +61,8 @@ def build_runner(
             f"on {device}; set precision to BFloat16, or quantization to None"
         )
     backend = kernels.choose(device)
-    figures = memory.figures(spec, STORAGES[quantization], memory.HABITS[device], itemsize=dtype.itemsize)
+    habits = memory.UNCODED if device == "cpu" and not coding.is_worthwhile() else memory.HABITS[device]
+    figures = memory.figures(spec, STORAGES[quantization], habits, itemsize=dtype.itemsize)
     demand = Demand(kv_cache_bytes, block_size, max_model_len, max_batched_tokens, max_sequences)
     num_blocks = kv_cache.num_blocks(figures, demand)
     memory.check(figures, demand, available_memory(device))

@@ -5,7 +5,7 @@ an upper bound read off the decoder, and the processes' own is measured.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from capstan_api.footprint import Demand, MemoryFigures
@@ -33,17 +33,21 @@ class Habits:
     """Bytes with libraries and no model."""
     on_device: bool = False
     """The memory is a device's own and not the container's."""
+    codes: bool = False
+    """Weights of 16 bits are held in 12."""
     records: bool = False
     """Decode steps are recorded, and what they compute in stays allocated."""
 
 
 HABITS: Final = {
     # 430 MiB were measured of anonymous memory in front end and core.
-    "cpu": Habits(packs=True, gathers=True, processes=480 << 20),
+    "cpu": Habits(packs=True, gathers=True, processes=480 << 20, codes=True),
     # On the device: an allowance for the context and the libraries' workspaces. Not measured yet.
     "cuda": Habits(packs=False, gathers=False, processes=768 << 20, on_device=True, records=True),
 }
 """By the kind of device that kernels are chosen for."""
+UNCODED: Final = replace(HABITS["cpu"], codes=False)
+"""Of a CPU that has no AVX-512, or where torch computes alone."""
 
 
 def figures(spec: ModelSpec, storage: Storage, habits: Habits, *, itemsize: int) -> MemoryFigures:
@@ -52,9 +56,9 @@ def figures(spec: ModelSpec, storage: Storage, habits: Habits, *, itemsize: int)
     heads_width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     linears = [linear for index in range(spec.num_layers) for linear in shapes.layer_linears(spec, index)]
     weights = sum(math.prod(shape) for shape in shapes.vectors_and_embedding(spec).values()) * itemsize
-    weights += sum(storage.num_bytes(linear, itemsize) for linear in linears)
+    weights += sum(storage.num_bytes(linear, itemsize, codes=habits.codes) for linear in linears)
     if habits.packs or not spec.tie_word_embeddings:
-        weights += storage.num_bytes(shapes.head(spec), itemsize, is_head=True)
+        weights += storage.num_bytes(shapes.head(spec), itemsize, is_head=True, codes=habits.codes)
     # Bytes of a token's input to the widest product, in integers with their scales; and what torch makes of it, and of
     # the product's output, where nothing is compiled.
     rounding = 3 * max(hidden, inner) if storage.bits else 0

@@ -17,6 +17,8 @@ struct Linear {
   const void* scales;   // as its kind of weights has them; null where it has none
   const void* middles;  // the same
   int64_t group;        // inputs that share a scale
+  const int64_t* starts;  // where the rare weights of each chunk of each block begin, and where the last ones end
+  const struct Rare* rare;
 };
 
 constexpr int kOutputs = 64;  // of a block

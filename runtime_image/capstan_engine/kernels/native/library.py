@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 _HERE: Final = Path(__file__).parent
-_SOURCES: Final = ("products.cpp", "integers.cpp", "step.cpp", "layers.cpp")
+_SOURCES: Final = ("products.cpp", "coded.cpp", "integers.cpp", "step.cpp", "layers.cpp")
 _OPTIONS: Final = ("-O3", "-std=c++17", "-fPIC", "-fopenmp")
 
 
@@ -56,6 +56,10 @@ LEVELS: Final = (
 _TYPES: Final = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 _SIGNATURES: Final = {
     "capstan_bf16": "ppnp",
+    "capstan_bf16_coded": "ppnp",
+    "capstan_count_exponents": "pnp",
+    "capstan_find_rare": "pnnpp",
+    "capstan_encode": "pnnpppp",
     "capstan_int8": "ppnp",
     "capstan_int8_dynamic": "ppnp",
     "capstan_int4": "ppnp",
@@ -66,7 +70,7 @@ _SIGNATURES: Final = {
     "capstan_most_likely": "pnnp",
     "capstan_layers": "pnppppp",
 }
-"""Arguments of each function: a pointer, a number or a float. None returns anything."""
+"""Arguments of each function: a pointer, a number or a float. None returns anything. Not every level codes weights."""
 _COMPILE_TIMEOUT_S: Final = 120
 
 _log = logging.getLogger(__name__)
@@ -109,6 +113,8 @@ def load(path: Path) -> ctypes.CDLL:
     """The library in a file, its functions declared. The processor must have its level. Raises `OSError`."""
     found = ctypes.CDLL(str(path))
     for name, signature in _SIGNATURES.items():
+        if not hasattr(found, name):
+            continue
         function = getattr(found, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in signature], None
     return found

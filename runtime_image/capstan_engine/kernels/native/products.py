@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from capstan_engine.kernels import reference
+from capstan_engine.kernels.native.coding import code
 from capstan_engine.kernels.native.library import library, required
 from capstan_engine.kernels.protocol import Linear
 
@@ -24,11 +25,17 @@ _BLOCK: Final = 64
 
 
 def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-    """`weight` `[N, K]`, `bias` `[N]`. What is not bfloat16, or has an odd K, goes to torch."""
+    """`weight` `[N, K]`, `bias` `[N]`. What is not bfloat16, or has an odd K, goes to torch.
+
+    Weights are held in 12 bits, exactly, unless their exponents are too many for that.
+    """
     if weight.dtype is not torch.bfloat16 or weight.shape[1] % 2:
         return reference.pack_linear(weight, bias)
-    words = _by_words(weight.contiguous().view(torch.uint8))
-    return Product(required().capstan_bf16, weight.shape, bias, words)
+    weight = weight.contiguous()
+    coded = code(weight)
+    if coded is not None:
+        return Product(required().capstan_bf16_coded, weight.shape, bias, **coded._asdict())
+    return Product(required().capstan_bf16, weight.shape, bias, _by_words(weight.view(torch.uint8)))
 
 
 def pack_int8(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> Linear | None:
@@ -80,6 +87,8 @@ class _Linear(ctypes.Structure):
         ("scales", ctypes.c_void_p),
         ("middles", ctypes.c_void_p),
         ("group", ctypes.c_int64),
+        ("starts", ctypes.c_void_p),
+        ("rare", ctypes.c_void_p),
     )
 
 
@@ -98,13 +107,15 @@ class Product:
         scales: torch.Tensor | None = None,
         middles: torch.Tensor | None = None,
         group_size: int = 0,
+        starts: torch.Tensor | None = None,
+        rare: torch.Tensor | None = None,
     ) -> None:
         self._multiply = function
         self._num_outputs, num_inputs = shape
-        self._held = (bias, weights, scales, middles)
-        addresses = (None if tensor is None else tensor.data_ptr() for tensor in self._held)
+        self._held = (bias, weights, scales, middles, starts, rare)
+        *numbers, first, last = (None if tensor is None else tensor.data_ptr() for tensor in self._held)
         start = ctypes.cast(function, ctypes.c_void_p)
-        self._linear = _Linear(start, num_inputs, self._num_outputs, *addresses, group_size)
+        self._linear = _Linear(start, num_inputs, self._num_outputs, *numbers, group_size, first, last)
         self.address: Final = ctypes.addressof(self._linear)
         """Of the `Linear` that the library's functions take, for as long as this is held."""
 

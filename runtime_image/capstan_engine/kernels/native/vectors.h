@@ -7,8 +7,16 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 using bf16 = uint16_t;
+
+inline float widened(bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
 
 #ifdef __AVX512F__
 #include "avx512.h"

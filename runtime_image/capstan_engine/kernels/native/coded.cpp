@@ -1,0 +1,165 @@
+// Products of bfloat16 activations with bfloat16 weights that are held in 12 bits each, without rounding.
+//
+// The surprising idea: weights, trained or drawn at random, have few exponents. Fifteen of them and zero's are all but
+// one weight in thousands, so four bits say which, and eight more are sign and fraction. The rare weights that have
+// another exponent lie as zeros among the others and are added apart. (That exponents of trained weights carry two to
+// three bits of information: DFloat11, arXiv 2504.11651. Codes of one length need no search for where a weight begins.)
+//
+// What two inputs of a block's 64 outputs have is a unit [N/64][K/2]: 128 bytes [64][2] of signs and fractions, then 32
+// words of 16 bits, the i-th of which has the codes of the weights i, 32 + i, 64 + i and 96 + i, the first lowest.
+//
+// With AVX-512 decoding hides behind the memory that the next weights come from, and so many fewer bytes are so much
+// less time. With AVX2 it does not from two rows on, and this file is empty.
+
+#ifdef __AVX512F__
+
+#include "bf16.h"
+
+// A weight whose exponent is not among the sixteen.
+struct Rare {
+  uint16_t input, output;  // within its chunk and block
+  bf16 weight;
+};
+
+namespace {
+
+constexpr int kBytes = kPair + kPair / 2;  // of a unit
+constexpr int64_t kAgain = 8 * kRows;      // rows for which it does not pay to keep what was decoded
+constexpr uint8_t kNoCode = 255;           // of a rare exponent
+constexpr int64_t kExponents = 256;
+
+struct Coded {
+  const uint8_t* unit;
+  const __m512i exponents;  // sixteen, in their place in a bfloat16 and twice in a row: of an index five bits count
+  __m512i codes;
+
+  void begin() {
+#pragma GCC unroll 3
+    for (int line = 0; line < kBytes; line += 64) fetch_ahead(unit + line);
+    codes = _mm512_loadu_si512(unit + kPair);
+  }
+  Ints read(int v) const {
+    const __m512i code = v ? _mm512_srli_epi16(codes, 4 * v) : codes;
+    const __m512i others = _mm512_and_si512(raw(widen_bytes(unit + 32 * v)), _mm512_set1_epi16(int16_t(0x807f)));
+    return ints(_mm512_or_si512(others, _mm512_permutexvar_epi16(code, exponents)));
+  }
+  void end() { unit += kBytes; }
+};
+
+// The same for those who need the weights again as they are.
+struct Decoding : Coded {
+  uint8_t* kept;
+
+  Ints read(int v) const {
+    const Ints pairs = Coded::read(v);
+    _mm512_storeu_si512(kept + 64 * v, raw(pairs));
+    return pairs;
+  }
+  void end() {
+    Coded::end();
+    kept += kPlainBytes;
+  }
+};
+
+void add_chunk(const Bf16Product& product, const Coded& weights, int64_t first, int64_t end, float* totals) {
+  if (product.rows <= kAgain) return product.add_from(0, weights, first, end, totals);
+  static thread_local std::vector<uint8_t> kept(kChunk / 2 * kPlainBytes);
+  product.add<kRows>(Decoding{weights, kept.data()}, 0, first, end, totals);
+  product.add_from(kRows, Plain{kept.data()}, first, end, totals);
+}
+
+// Row after row, whose activations are near each other in memory.
+void add_rare(const Bf16Product& product, int64_t chunk, int64_t first, float* totals) {
+  const Rare* const begin = product.by->rare + product.by->starts[chunk];
+  const Rare* const end = product.by->rare + product.by->starts[chunk + 1];
+  const bf16* x = product.x + first;
+  for (int64_t row = 0; row < product.rows; ++row, x += product.by->inputs, totals += kOutputs)
+    for (const Rare* rare = begin; rare < end; ++rare)
+      totals[rare->output] += widened(rare->weight) * widened(x[rare->input]);
+}
+
+int64_t exponent(bf16 weight) { return weight >> 7 & 0xff; }
+
+// One unit of weights, its rare ones to `rare`; returns where the next ones go.
+Rare* encode(bf16* weights, int64_t input, const uint8_t* codes, uint8_t* unit, Rare* rare) {
+  uint16_t code[kPair];
+  bool any_rare = false;
+  for (int i = 0; i < kPair; ++i) {
+    code[i] = codes[exponent(weights[i])];
+    any_rare |= code[i] == kNoCode;
+  }
+  for (int i = 0; any_rare && i < kPair; ++i)
+    if (code[i] == kNoCode) {
+      *rare++ = {static_cast<uint16_t>((input + i % 2) % kChunk), static_cast<uint16_t>(i / 2), weights[i]};
+      code[i] = weights[i] = 0;
+    }
+  for (int i = 0; i < kPair; ++i) unit[i] = static_cast<uint8_t>((weights[i] >> 8 & 0x80) | (weights[i] & 0x7f));
+  auto* words = reinterpret_cast<uint16_t*>(unit + kPair);
+  for (int i = 0; i < 32; ++i)
+    words[i] = static_cast<uint16_t>(code[i] | code[32 + i] << 4 | code[64 + i] << 8 | code[96 + i] << 12);
+  return rare;
+}
+
+}  // namespace
+
+// Weights to be coded are [N][K], K even.
+extern "C" {
+
+void capstan_bf16_coded(const Linear* by, const bf16* x, int64_t rows, bf16* out) {
+  const Bf16Product product{by, x, rows, out};
+  const auto* units = static_cast<const uint8_t*>(by->weights);
+  const __m512i exponents = _mm512_loadu_si512(by->scales);
+  product.run([&](int64_t block, int64_t chunk, int64_t first, int64_t end, float* totals) {
+    const Coded weights{units + (block * by->inputs + first) / 2 * kBytes, exponents, __m512i()};
+    add_chunk(product, weights, first, end, totals);
+    add_rare(product, block * chunks_of(by->inputs) + chunk, first, totals);
+  });
+}
+
+// Adds to counts [256] how many of the weights have each exponent.
+void capstan_count_exponents(const bf16* weights, int64_t size, int64_t* counts) {
+#pragma omp parallel
+  {
+    int64_t mine[kExponents] = {};
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < size; ++i) ++mine[exponent(weights[i])];
+#pragma omp critical
+    for (int64_t e = 0; e < kExponents; ++e) counts[e] += mine[e];
+  }
+}
+
+// starts [blocks · chunks + 1]: how many rare weights there are before each chunk, and in all. codes [256] has the code
+// of each exponent, 255 of a rare one.
+void capstan_find_rare(const bf16* weights, int64_t outputs, int64_t inputs, const uint8_t* codes, int64_t* starts) {
+  const int64_t chunks = chunks_of(inputs), num = blocks_of(outputs) * chunks;
+  starts[0] = 0;
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < num; ++i) {
+    const int64_t block = i / chunks, chunk = i % chunks;
+    int64_t found = 0;
+    for (int64_t output = block * kOutputs; output < std::min((block + 1) * kOutputs, outputs); ++output)
+      for (int64_t k = chunk * kChunk; k < std::min((chunk + 1) * kChunk, inputs); ++k)
+        found += codes[exponent(weights[output * inputs + k])] == kNoCode;
+    starts[i + 1] = found;
+  }
+  for (int64_t i = 0; i < num; ++i) starts[i + 1] += starts[i];
+}
+
+// Writes the units, and the rare weights in the order of `starts`.
+void capstan_encode(const bf16* weights, int64_t outputs, int64_t inputs, const uint8_t* codes, const int64_t* starts,
+                    uint8_t* units, Rare* rare) {
+#pragma omp parallel for schedule(static)
+  for (int64_t block = 0; block < blocks_of(outputs); ++block) {
+    const int64_t first = block * kOutputs, num = std::min<int64_t>(kOutputs, outputs - first);
+    Rare* next = rare + starts[block * chunks_of(inputs)];
+    for (int64_t k = 0; k < inputs; k += 2) {
+      bf16 pair[kPair] = {};
+      for (int64_t i = 0; i < num; ++i) std::memcpy(pair + 2 * i, weights + (first + i) * inputs + k, sizeof pair[0] * 2);
+      next = encode(pair, k, codes, units + (block * inputs + k) / 2 * kBytes, next);
+    }
+  }
+}
+
+}  // extern "C"
+
+#endif
