@@ -14,4 +14,4 @@ FIGURES = MemoryFigures(
     processes=480 << 20,
     max_positions=32_768,
 )
-"""512 MiB of KV cache, the default, hold 8192 tokens."""
+"""512 MiB of KV cache hold 8192 tokens."""

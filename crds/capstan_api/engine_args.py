@@ -73,7 +73,15 @@ class EngineArgs(BaseModel):
     max_model_len: int = Field(default=8192, ge=2, description="Longest prompt plus output, in tokens.")
     envelope: Envelope = Field(description="Range of the live batch limits.")
     block_size: int = Field(default=16, ge=1, le=256, description="KV slots in one block.")
-    kv_cache_bytes: int = Field(default=512 << 20, ge=1, description="Memory for the KV cache.")
+    kv_cache_bytes: int | None = Field(
+        default=None, ge=1, description="Memory for the KV cache; absent: what everything else leaves of the memory."
+    )
+    memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of a CPU, what the engine may take in all; absent: as much as it needs, with 512 MiB of KV cache. "
+        "On a GPU it is what is free there.",
+    )
     prefix_caching: bool = Field(default=True, description="Reuse KV blocks of prompts that begin alike.")
     max_queued_requests: int = Field(default=256, ge=0, description="Waiting requests beyond which 429 is answered.")
     slo_classes: tuple[SloClass, ...] = Field(

@@ -7,8 +7,12 @@ engine judge every other envelope of its model, also those that no engine ever r
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
+
+KV_CACHE_SHARE: Final = 0.9
+"""Of what everything else leaves, what a KV cache takes that was given no size."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,20 @@ class MemoryFigures(BaseModel):
     def smallest_kv_cache_bytes(self, demand: Demand) -> int:
         """What one request of the greatest length takes, in whole blocks."""
         return -(-demand.max_model_len // demand.block_size) * demand.block_size * self.kv_token
+
+    def kv_cache_bytes(self, demand: Demand, available_bytes: int) -> int:
+        """What a cache takes that was given no size, in whole blocks: nine tenths of what everything else leaves, and
+        one request of the greatest length at least, even where there is no room for it.
+
+        The size in `demand` does not matter.
+        """
+        block = self.kv_token * demand.block_size
+        fitting = bisect_right(
+            range(1, max(0, available_bytes) // block + 1),
+            available_bytes,
+            key=lambda num: self.footprint(replace(demand, kv_cache_bytes=num * block)).total,
+        )
+        return max(int(fitting * KV_CACHE_SHARE) * block, self.smallest_kv_cache_bytes(demand))
 
     def footprint(self, demand: Demand) -> Footprint:
         step = (

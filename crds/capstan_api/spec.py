@@ -136,8 +136,12 @@ class KvCache(Contract):
     """The paged KV cache of one replica."""
 
     block_size: int = Field(default=16, ge=1, le=256, description="KV slots (tokens) in one block.")
-    memory_mebibytes: int = Field(
-        default=512, ge=1, le=4_194_304, description="Memory of one replica's KV cache, in MiB."
+    memory_mebibytes: int | None = Field(
+        default=None,
+        ge=1,
+        le=4_194_304,
+        description="Memory of one replica's KV cache, in MiB. Absent: nine tenths of what weights and steps leave of "
+        "the accelerator's memory, measured when an engine starts, or else of `resources.memoryMebibytes`.",
     )
 
 
@@ -305,8 +309,13 @@ class InferenceDeploymentSpec(Contract):
             message="model.maxModelLength must be at least engine.kvCache.blockSize",
         ),
         Rule(
-            cel="self.variants.all(v, v.resources.memoryMebibytes > self.engine.kvCache.memoryMebibytes)",
-            holds=lambda s: all(v.resources.memory_mebibytes > s.engine.kv_cache.memory_mebibytes for v in s.variants),
+            cel=(
+                "!has(self.engine.kvCache.memoryMebibytes) ||"
+                " self.variants.all(v, v.resources.memoryMebibytes > self.engine.kvCache.memoryMebibytes)"
+            ),
+            holds=lambda s: all(
+                v.resources.memory_mebibytes > (s.engine.kv_cache.memory_mebibytes or 0) for v in s.variants
+            ),
             message="variants: resources.memoryMebibytes must exceed engine.kvCache.memoryMebibytes, a part of it",
         ),
         Rule(

@@ -34,6 +34,7 @@ def build_engine(args: EngineArgs, progress: Callable[[Loading], None]) -> tuple
             kv_cache_bytes=args.kv_cache_bytes,
             block_size=args.block_size,
             max_model_len=args.max_model_len,
+            memory_bytes=args.memory_bytes,
             num_threads=args.num_threads,
             device=(kind := device.kind()),
             max_batched_tokens=args.envelope.max_batched_tokens,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_api.footprint import Demand, MemoryFigures
+from capstan_api.footprint import KV_CACHE_SHARE, Demand, MemoryFigures
 
 MIB = 1 << 20
 FIGURES = MemoryFigures(
@@ -63,6 +63,25 @@ def test_a_cache_that_is_not_copied_costs_a_step_nothing() -> None:
 @pytest.mark.parametrize(("kv_cache_bytes", "num_blocks"), [(16 * 6144, 1), (16 * 6144 - 1, 0), (33 * 6144, 2)])
 def test_a_cache_holds_whole_blocks(kv_cache_bytes: int, num_blocks: int) -> None:
     assert FIGURES.num_blocks(replace(DEMAND, kv_cache_bytes=kv_cache_bytes)) == num_blocks
+
+
+@given(DEMANDS, st.integers(0, 16_384))
+def test_a_cache_without_a_size_takes_its_share_of_what_the_rest_leaves(demand: Demand, mebibytes: int) -> None:
+    available, block = mebibytes * MIB, FIGURES.kv_token * demand.block_size
+    found = FIGURES.kv_cache_bytes(demand, available)
+    assert found % block == 0
+    if found == FIGURES.smallest_kv_cache_bytes(demand):
+        return
+    assert FIGURES.footprint(replace(demand, kv_cache_bytes=found)).total <= available
+    # As many blocks as the share says, but for the one that was rounded off.
+    whole = (found // block + 1) / KV_CACHE_SHARE + 1
+    assert FIGURES.footprint(replace(demand, kv_cache_bytes=int(whole) * block)).total > available
+
+
+def test_a_cache_without_a_size_does_not_depend_on_any() -> None:
+    sizes = {FIGURES.kv_cache_bytes(replace(DEMAND, kv_cache_bytes=size), 2048 * MIB) for size in (0, MIB, 900 * MIB)}
+    assert len(sizes) == 1
+    assert sizes.pop() > 1024 * MIB
 
 
 @given(DEMANDS)

@@ -14,7 +14,6 @@ from capstan_engine.block_table import block_table
 from capstan_engine.kernels import Draw, KvLayout, QkNorm, Span, native, reference
 from capstan_engine.kernels.native import products
 from capstan_engine.kernels.native.coding import code, is_worthwhile
-from capstan_engine.kernels.protocol import Linear
 from capstan_engine.kernels.stage import HostStage
 from compiled_kernels import BF16, EACH_LEVEL, random
 
@@ -49,13 +48,6 @@ def is_coded(weight: torch.Tensor, *, num_rare: int) -> bool:
     return coded is None if not is_worthwhile() else coded is not None and len(coded.rare) == num_rare
 
 
-def as_they_are(weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> Linear:
-    """The product with weights of 16 bits each."""
-    with monkeypatch.context() as patch:
-        patch.setattr(products, "code", lambda _: None)
-        return native.pack_linear(weight, None)
-
-
 @pytest.mark.parametrize("shape", [(1, 2), (63, 30), (64, 1024), (200, 1026), (130, 2050)])
 @pytest.mark.parametrize("rows", [1, 6, 7, 70])
 def test_weights_in_12_bits_are_the_weights(rows: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,11 +58,11 @@ def test_weights_in_12_bits_are_the_weights(rows: int, shape: tuple[int, int], m
     weight = (bits & 0x807F | exponents << 7).to(torch.uint16).view(BF16)
     x = random(rows, shape[1], seed=1)
     assert is_coded(weight, num_rare=0)
-    assert torch.equal(native.pack_linear(weight, None)(x), as_they_are(weight, monkeypatch)(x))
+    assert torch.equal(native.pack_linear(weight, None)(x), products.pack_uncoded(weight, None)(x))
 
 
 @pytest.mark.parametrize("rows", [1, 7])
-def test_rare_weights_count_as_much_as_others(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rare_weights_count_as_much_as_others(rows: int) -> None:
     """At either end of a chunk and of a block, and where two inputs of one output are rare."""
     weight, x = random(130, 2050).fill_(1.0), random(rows, 2050, seed=1)
     weight.mul_((-2.0) ** (torch.arange(2050) % 15))
@@ -78,7 +70,7 @@ def test_rare_weights_count_as_much_as_others(rows: int, monkeypatch: pytest.Mon
     for exponent, place in enumerate(places, 40):
         weight[place] = 2.0**exponent
     assert is_coded(weight, num_rare=len(places))
-    got, wanted = native.pack_linear(weight, None)(x), as_they_are(weight, monkeypatch)(x)
+    got, wanted = native.pack_linear(weight, None)(x), products.pack_uncoded(weight, None)(x)
     touched = sorted({output for output, _ in places})
     torch.testing.assert_close(got[:, touched], wanted[:, touched], rtol=1e-2, atol=0)
     others = [output for output in range(130) if output not in touched]

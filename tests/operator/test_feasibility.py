@@ -28,7 +28,7 @@ def spec(**changes: Any) -> InferenceDeploymentSpec:
 
 
 def envelope(
-    *, length: int = 4096, kv: int = 512, memory: int = 4096, sequences: int = 32, tokens: int = 1024
+    *, length: int = 4096, kv: int | None = 512, memory: int = 4096, sequences: int = 32, tokens: int = 1024
 ) -> InferenceDeploymentSpec:
     return spec(
         model={"source": {"uri": "bundled://tiny"}, "maxModelLength": length},
@@ -88,6 +88,21 @@ def test_a_cache_without_one_whole_block_names_no_length() -> None:
     doubt = only(doubts(envelope(length=16, kv=8), huge, UNKNOWN))
     assert "fits" not in doubt.sentence.replace("not fit", "")
     assert "engine.kvCache.memoryMebibytes of 16" in doubt.sentence
+
+
+def test_a_cache_without_a_size_is_judged_by_what_the_rest_leaves() -> None:
+    assert doubts(envelope(kv=None), FIGURES, UNKNOWN) == ()
+    doubt = only(doubts(envelope(kv=None, memory=600), FIGURES, UNKNOWN))
+    assert doubt.field == "spec.variants[default].resources"
+    assert doubt.is_certain
+    [enough] = re.findall(r"to at least (\d+)", doubt.sentence)
+    assert doubts(envelope(kv=None, memory=int(enough)), FIGURES, UNKNOWN) == ()
+    assert doubts(envelope(kv=None, memory=int(enough) - 1), FIGURES, UNKNOWN) != ()
+
+
+def test_what_is_left_on_a_device_is_not_known_before_an_engine_starts() -> None:
+    on_device = FIGURES.model_copy(update={"on_device": True})
+    assert doubts(envelope(kv=None, memory=64, length=16, sequences=512), on_device, UNKNOWN) == ()
 
 
 def test_more_sequences_than_blocks_are_only_worth_a_warning() -> None:

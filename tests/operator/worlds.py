@@ -34,7 +34,8 @@ def deployment(*, scaling: dict[str, Any] | None = None, **spec: Any) -> Inferen
                     "maxBatchedTokens": 1024,
                     "minSequences": 4,
                     "minBatchedTokens": 64,
-                }
+                },
+                "kvCache": {"memoryMebibytes": 512},
             },
             "slos": [
                 {

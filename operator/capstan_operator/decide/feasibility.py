@@ -114,8 +114,9 @@ def _missed(field: str, asked: Objective, alone_ms: float, alone: str) -> Doubt:
 
 def _memory(spec: InferenceDeploymentSpec, figures: MemoryFigures) -> Iterator[Doubt]:
     batching, cache, length = spec.engine.batching, spec.engine.kv_cache, spec.model.max_model_length
+    available_bytes, is_sized = spec.variant.resources.memory_mebibytes << 20, cache.memory_mebibytes is not None
     demand = Demand(
-        kv_cache_bytes=cache.memory_mebibytes << 20,
+        kv_cache_bytes=(cache.memory_mebibytes or 0) << 20,
         block_size=cache.block_size,
         max_model_len=length,
         max_batched_tokens=batching.max_batched_tokens,
@@ -132,6 +133,10 @@ def _memory(spec: InferenceDeploymentSpec, figures: MemoryFigures) -> Iterator[D
         # What is said of memory should hold for what is asked for next.
         length = figures.max_positions
         demand = replace(demand, max_model_len=length)
+    if not is_sized:
+        # How much a device has nobody knows here.
+        room = 0 if figures.on_device else available_bytes
+        demand = replace(demand, kv_cache_bytes=figures.kv_cache_bytes(demand, room))
     slots = figures.num_blocks(demand) * cache.block_size
     if slots < length:
         smallest = mebibytes(figures.smallest_kv_cache_bytes(demand))
@@ -142,13 +147,12 @@ def _memory(spec: InferenceDeploymentSpec, figures: MemoryFigures) -> Iterator[D
             f"{shorter}engine.kvCache.memoryMebibytes of {smallest}",
             certain,
         )
-    elif batching.max_sequences > figures.num_blocks(demand):
+    elif batching.max_sequences > figures.num_blocks(demand) and (is_sized or not figures.on_device):
         yield Doubt(
             "spec.engine.batching.maxSequences",
             f"{batching.max_sequences} never run at the same time: the KV cache has {figures.num_blocks(demand)} "
             "blocks, and each needs one at least",
         )
-    available_bytes = spec.variant.resources.memory_mebibytes << 20
     shortfall = None if figures.on_device else figures.shortfall(demand, available_bytes)
     if shortfall is not None:
         yield Doubt(f"spec.variants[{spec.variant.name}].resources", shortfall, certain)

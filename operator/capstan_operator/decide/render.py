@@ -51,6 +51,7 @@ def envelope(deployment: InferenceDeployment) -> Envelope:
 def engine_args(deployment: InferenceDeployment, model_directory: Path) -> EngineArgs:
     """The configuration of every replica of the deployment."""
     spec = deployment.spec
+    cache = spec.engine.kv_cache
     return EngineArgs(
         model=model_directory,
         served_model_names=deployment.served_model_names,
@@ -58,8 +59,9 @@ def engine_args(deployment: InferenceDeployment, model_directory: Path) -> Engin
         quantization=spec.variant.quantization,
         max_model_len=spec.model.max_model_length,
         envelope=envelope(deployment),
-        block_size=spec.engine.kv_cache.block_size,
-        kv_cache_bytes=spec.engine.kv_cache.memory_mebibytes << 20,
+        block_size=cache.block_size,
+        kv_cache_bytes=None if cache.memory_mebibytes is None else cache.memory_mebibytes << 20,
+        memory_bytes=spec.variant.resources.memory_mebibytes << 20,
         prefix_caching=spec.engine.prefix_caching.mode is Switch.ENABLED,
         max_queued_requests=spec.engine.max_queued_requests,
         slo_classes=slo_classes(deployment),

@@ -1,12 +1,15 @@
 """From a model directory to a runner."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from capstan_api.engine_args import Precision, Quantization
-from capstan_api.footprint import Demand
+from capstan_api.footprint import Demand, Footprint, mebibytes
 from capstan_engine import kernels
 from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import KvLayout
@@ -16,13 +19,16 @@ from capstan_engine.models.decoder import load_decoder
 from capstan_engine.models.families import read_spec
 from capstan_engine.quant.choose import choose
 from capstan_engine.quant.storage import STORAGES
-from capstan_engine.runner import kv_cache, machine, memory
+from capstan_engine.runner import kv_cache, machine, memory, room
 from capstan_engine.runner.device import available_memory
 from capstan_engine.runner.graphs import CudaRecorder, Graphs, Recorder
 from capstan_engine.runner.runner import Runner
 
+meters: dict[str, Callable[[], room.Meter]] = {"cuda": room.CudaMeter}
+"""By the kind of device, where memory is our own and can be measured."""
 recorders: dict[str, Callable[[], Recorder]] = {"cuda": CudaRecorder}
 """By the kind of device, where it can repeat steps by itself."""
+_log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -30,20 +36,22 @@ def build_runner(
     model_dir: Path,
     *,
     precision: Precision,
-    kv_cache_bytes: int,
+    kv_cache_bytes: int | None,
     block_size: int,
     max_model_len: int,
     num_threads: int | None,
     quantization: Quantization = Quantization.NONE,
     max_batched_tokens: int = 0,
     max_sequences: int = 0,
+    memory_bytes: int | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Runner:
-    """Check the checkpoint and the memory, allocate the KV cache, load the weights.
+    """Check the checkpoint and the memory, load the weights, allocate the KV cache.
 
     `max_batched_tokens` and `max_sequences` bound a step, and `progress` gets the bytes of weights that are read and
-    those of all. Sets torch's number of threads for the process, `num_threads` at most. Raises `ModelError`,
+    those of all. Without `kv_cache_bytes` the cache gets what the rest leaves: on a CPU of `memory_bytes`, on a GPU of
+    what is free there. Sets torch's number of threads for the process, `num_threads` at most. Raises `ModelError`,
     `UnsupportedModel`, `ConfigurationError`, `Infeasible`.
     """
     torch.set_num_threads(machine.num_threads(num_threads))
@@ -63,10 +71,18 @@ def build_runner(
     backend = kernels.choose(device)
     habits = memory.UNCODED if device == "cpu" and not coding.is_worthwhile() else memory.HABITS[device]
     figures = memory.figures(spec, STORAGES[quantization], habits, itemsize=dtype.itemsize)
-    demand = Demand(kv_cache_bytes, block_size, max_model_len, max_batched_tokens, max_sequences)
-    num_blocks = kv_cache.num_blocks(figures, demand)
-    memory.check(figures, demand, available_memory(device))
-    layout = KvLayout(num_blocks, spec.num_kv_heads, block_size)
+    available_bytes, meter = available_memory(device), None
+    demand = Demand(kv_cache_bytes or 0, block_size, max_model_len, max_batched_tokens, max_sequences)
+    if kv_cache_bytes is None:
+        meter = meters[device]() if device in meters else None
+        least = figures.smallest_kv_cache_bytes(demand)
+        room_bytes = room.of_figures(figures, demand, memory_bytes, available_bytes) if meter is None else least
+        demand = replace(demand, kv_cache_bytes=room_bytes)
+    kv_cache.num_blocks(figures, demand)
+    memory.check(figures, demand, available_bytes)
+
+    def cache_of(layout: KvLayout) -> kv_cache.KvCache:
+        return kv_cache.KvCache(spec, layout, dtype, device)
 
     def read_more(done: int, total: int) -> None:
         # What was read before is packed, and its memory free: kept, it would lie beside what is read next.
@@ -84,7 +100,14 @@ def build_runner(
             device=device,
             progress=read_more,
         )
-        cache = kv_cache.KvCache(spec, layout, dtype, device)
+        if meter is not None:
+            length = min(max_model_len, -(-max_batched_tokens // max(1, max_sequences)))
+            small = cache_of(KvLayout(-(-length // block_size), spec.num_kv_heads, block_size))
+            trial = Runner(decoder, small, backend, figures, dtype=dtype, graphs=None)
+            size = room.measured(figures, demand, meter, partial(trial.try_step, max_sequences, length))
+            demand = replace(demand, kv_cache_bytes=size)
+            del trial, small
+        cache = cache_of(KvLayout(kv_cache.num_blocks(figures, demand), spec.num_kv_heads, block_size))
         recorder = recorders.get(device)
         graphs = None
         if recorder is not None and kernels.recordable(backend):
@@ -94,10 +117,18 @@ def build_runner(
                     decoder.forward(inputs.known_ids(), inputs.positions, cache.layers, inputs.plans)
                 ),
                 recorder(),
-                layout=layout,
+                layout=cache.layout,
                 windows=decoder.windows,
                 max_sequences=max_sequences,
                 max_context=max_model_len,
                 out=torch.zeros(backend.round_up(max_sequences), spec.vocab_size, dtype=dtype, device=device),
             )
+    _report(figures.footprint(demand), cache.layout)
     return Runner(decoder, cache, backend, figures, dtype=dtype, graphs=graphs)
+
+
+def _report(need: Footprint, layout: KvLayout) -> None:
+    """What the engine takes of memory from now on."""
+    parts = {"weights": need.weights, "KV cache": need.kv_cache, "a step": need.step, "graphs": need.graphs}
+    told = ", ".join(f"{mebibytes(num_bytes)} MiB {name}" for name, num_bytes in parts.items() if num_bytes)
+    _log.info("memory: %s; %d blocks of %d tokens", told, layout.num_blocks, layout.block_size)

@@ -107,6 +107,10 @@ class Runner:
             if num <= self._decoder.num_positions:
                 self.execute(StepPlan((self._dummy("0", num),)))
 
+    def try_step(self, num_sequences: int, length: int) -> None:
+        """Run a step of so many prompts of this length. Writes to the first blocks, like `warm_up`."""
+        self.execute(StepPlan(tuple(self._dummy(f"{i}", length) for i in range(num_sequences))))
+
     def _dummy(self, request_id: str, length: int) -> ScheduledRequest:
         blocks, ids = block_table(range(-(-length // self.block_size))), [0] * length
         return ScheduledRequest(request_id, ids, 0, blocks, _WARM_UP_PARAMS, True, ids, [])

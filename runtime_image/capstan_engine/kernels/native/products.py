@@ -18,7 +18,7 @@ from capstan_engine.kernels.native.coding import code
 from capstan_engine.kernels.native.library import library, required
 from capstan_engine.kernels.protocol import Linear
 
-__all__ = ["Product", "pack_int4", "pack_int8", "pack_int8_dynamic", "pack_linear"]
+__all__ = ["Product", "pack_int4", "pack_int8", "pack_int8_dynamic", "pack_linear", "pack_uncoded"]
 
 _BLOCK: Final = 64
 """Outputs that one thread computes together."""
@@ -33,8 +33,13 @@ def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         return reference.pack_linear(weight, bias)
     weight = weight.contiguous()
     coded = code(weight)
-    if coded is not None:
-        return Product(required().capstan_bf16_coded, weight.shape, bias, **coded._asdict())
+    if coded is None:
+        return pack_uncoded(weight, bias)
+    return Product(required().capstan_bf16_coded, weight.shape, bias, **coded._asdict())
+
+
+def pack_uncoded(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    """A contiguous bfloat16 `[N, K]`, K even, in 16 bits."""
     return Product(required().capstan_bf16, weight.shape, bias, _by_words(weight.view(torch.uint8)))
 
 
