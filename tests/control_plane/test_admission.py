@@ -24,7 +24,6 @@ from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.seen.signals import Lengths
 from capstan_operator.decide.seen.steps import StepSample
 from cluster import campaign
-from cluster.campaign import resource
 from cluster.cluster import CommandFailed
 from cluster.controlplane import free_ports
 from cluster.embedded import EmbeddedCluster
@@ -40,6 +39,11 @@ ANSWERS_WITHIN_S = 60.0
 LIGHT = FIGURES.model_copy(update={"weights": 20 << 20, "position": 256})
 TOO_LONG = {"source": {"uri": "bundled://capstan-tiny"}, "maxModelLength": 9000}
 TOO_FAST = [{"name": "interactive", "tpot": {"thresholdMilliseconds": 3}}]
+
+
+def resource(name: str, **spec: Any) -> dict[str, Any]:
+    """One whose KV cache holds 8192 tokens of the model that engines have told of."""
+    return campaign.resource(name, engine={"kvCache": {"memoryMebibytes": 512}}, **spec)
 
 
 def remembered(manifest: dict[str, Any]) -> str:

@@ -103,6 +103,27 @@ def test_tensors_are_read_below_each_other_whole_or_in_pieces(
     assert torch.equal(opened.read(names, dtype, "cpu"), expected)
 
 
+def test_memory_is_lent_again_only_when_nobody_holds_what_was_read_into_it(tmp_path: Path) -> None:
+    stored = {name: torch.randn(1000, 512) for name in ("a", "b", "c")}
+    save_file(
+        {name: each[: 700 if name == "b" else 1000].contiguous() for name, each in stored.items()},
+        tmp_path / "model.safetensors",
+    )
+    checkpoint = weights.Checkpoint(tmp_path)
+    first = checkpoint.read(["a"], torch.float32, "cpu")
+    address, view = first.data_ptr(), first[3:5]
+    del first
+    second = checkpoint.read(["c"], torch.float32, "cpu")
+    assert second.data_ptr() != address
+    assert torch.equal(view, stored["a"][3:5])
+    address = second.data_ptr()
+    del second
+    smaller = checkpoint.read(["b"], torch.float32, "cpu")
+    assert smaller.data_ptr() == address
+    assert torch.equal(smaller, stored["b"][:700])
+    assert torch.equal(view, stored["a"][3:5])
+
+
 def test_a_file_that_is_cut_while_it_is_read_is_an_error_that_names_it(checkpoint: Path) -> None:
     names = load_file(checkpoint / WEIGHTS).keys()
     opened = weights.Checkpoint(checkpoint)

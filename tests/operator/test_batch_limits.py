@@ -165,14 +165,24 @@ def test_between_two_adjustments_nothing_moves() -> None:
 
 
 def test_what_is_not_known_changes_nothing() -> None:
-    begun = LimitsMemory(limits=ENVELOPE.top)
+    top = LimitsMemory(limits=ENVELOPE.top)
     unknown: list[Advice] = [
         adjust(memory, situation().model_copy(update=update), ALONE, ENVELOPE, POLICY, NOW)
-        for memory in (LimitsMemory(), begun)
+        for memory in (LimitsMemory(), top)
         for update in ({"model": EngineModel()}, {"model": EngineModel(), "lengths": Lengths()})
-    ] + [adjust(begun, situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)]
+    ] + [adjust(top.changed(moved_at=NOW - 60), situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)]
     assert [a.change for a in unknown] == [None] * 5
     assert {a.memory.limits for a in unknown} == {ENVELOPE.top}
+
+
+def test_steps_that_were_seen_before_any_request_has_ended_give_the_first_limits_at_once() -> None:
+    """As a declared step time does: nobody's answer has to be late first."""
+    advice = adjust(LimitsMemory(limits=ENVELOPE.top), situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)
+    assert advice.change is not None
+    assert advice.change.reason == "Calibrated"
+    known = adjust(LimitsMemory(limits=ENVELOPE.top), situation(), ALONE, ENVELOPE, POLICY, NOW)
+    assert known.change is not None
+    assert advice.change.new.max_batched_tokens < known.change.new.max_batched_tokens < ENVELOPE.top.max_batched_tokens
 
 
 def test_a_step_time_that_was_declared_gives_the_first_limits_at_once() -> None:
@@ -187,7 +197,7 @@ def test_a_step_time_that_was_declared_gives_the_first_limits_at_once() -> None:
     assert 235 / 1.25 <= advice.memory.limits.max_batched_tokens <= 235 * 1.25
     assert advice.change is not None
     assert advice.change.reason == "Calibrated"
-    assert advice.change.message.startswith("by the step time of the resource a step of 1024 tokens")
+    assert advice.change.message.startswith("by what is known of steps so far, a step of 1024 tokens")
     assert adjust(advice.memory, nobody, ALONE, ENVELOPE, POLICY, NOW + 60).change is None
 
 

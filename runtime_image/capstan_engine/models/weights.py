@@ -7,8 +7,13 @@ which come next.
 """
 
 import json
+import math
+import mmap
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +30,10 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _STAGED_BYTES: Final = 4 << 20
 """What is read at once of a tensor that has to be converted, or copied to a device."""
+
+
+_LENT_BYTES: Final = 1 << 20
+"""Of a tensor that is worth the trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,7 @@ class Checkpoint:
         """Opens every file and reads its header. Raises `ModelError` naming the file."""
         self._model_dir = model_dir
         self._stored: dict[str, _Stored] = {}
+        self._memory = _Memory()
         for path in _paths(model_dir):
             self._stored.update(_header(path))
         if (model_dir / _INDEX).exists():
@@ -84,7 +94,11 @@ class Checkpoint:
             self._check_dtype(name)
         parts = [self._stored[name] for name in names]
         num_rows = [part.shape[0] for part in parts]
-        tensor = torch.empty((sum(num_rows), *parts[0].shape[1:]), dtype=dtype, device=device)
+        shape = (sum(num_rows), *parts[0].shape[1:])
+        if device == "cpu" and math.prod(shape) * dtype.itemsize >= _LENT_BYTES:
+            tensor = self._memory.lend(shape, dtype)
+        else:
+            tensor = torch.empty(shape, dtype=dtype, device=device)
         for name, part, rows in zip(names, parts, torch.split(tensor, num_rows), strict=True):
             try:
                 _fill(rows.view(-1), part)
@@ -94,11 +108,10 @@ class Checkpoint:
 
     def announce(self, names: Iterable[str]) -> None:
         """Have the system fetch these from the disk while something else is done."""
-        for stored in (self._stored[name] for name in names):
-            # Not everywhere can it be told.
-            if hasattr(os, "posix_fadvise"):
-                with stored.path.open("rb", buffering=0) as file:
-                    os.posix_fadvise(file.fileno(), stored.offset, stored.num_bytes, os.POSIX_FADV_WILLNEED)
+        # Not everywhere can it be told.
+        if hasattr(os, "posix_fadvise"):
+            # In a thread: the call returns when there is memory for all of it.
+            threading.Thread(target=_fetch, args=([self._stored[name] for name in names],), daemon=True).start()
 
     def _check_dtype(self, name: str) -> None:
         stored = self._stored[name]
@@ -111,6 +124,30 @@ class Checkpoint:
             stored = self._stored.get(name)
             if stored is None or stored.path != self._model_dir / file:
                 raise ModelError(f"{self._model_dir / _INDEX}: tensor {name} is not in {file}")
+
+
+def _fetch(parts: Iterable[_Stored]) -> None:
+    for part in parts:
+        with suppress(OSError), part.path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), part.offset, part.num_bytes, os.POSIX_FADV_WILLNEED)
+
+
+class _Memory:
+    """Memory for one tensor after the other: what nobody holds a tensor in any more is lent again.
+
+    A weight is read, packed and forgotten, and where memory is fresh its first use takes longer than the reading.
+    """
+
+    def __init__(self) -> None:
+        self._lent: mmap.mmap | None = None
+
+    def lend(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Numbers of any value."""
+        num_bytes, lent = math.prod(shape) * dtype.itemsize, self._lent
+        # A tensor holds its memory too; without any there are `self`, `lent` and the argument of the question.
+        if lent is None or len(lent) < num_bytes or sys.getrefcount(lent) > 3:
+            lent = self._lent = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(lent, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def _header(path: Path) -> Iterator[tuple[str, _Stored]]:

@@ -47,7 +47,7 @@ def adjust(
     now: float,
 ) -> Advice:
     """One turn of the fast loop. Without anything to go by, or between two adjustments, the limits stay."""
-    if memory.limits is None and not situation.lengths.is_known:
+    if memory.moved_at is None and not situation.lengths.is_known:
         return _begun(memory, situation, envelope, policy, now)
     canary, verdict = memory.canary.watched(fleet, now).followed(fleet, now)
     memory = memory.changed(limits=envelope.clamp(memory.limits or envelope.top), canary=canary)
@@ -61,13 +61,13 @@ def adjust(
 def _begun(
     memory: LimitsMemory, situation: Situation, envelope: Envelope, policy: BatchLimitsPolicy, now: float
 ) -> Advice:
-    """The first limits of all, before any request came."""
+    """The first limits of all, before any request has ended."""
     top, first = envelope.top, at_first(situation, envelope, policy)
     memory = memory.changed(limits=top)
     if first == top:
         return Advice.made(memory=memory)
     _, because = explained(top, first, situation, 1.0, is_late=False, are_long=False)
-    return _changed(memory, first, "Calibrated", f"by the step time of the resource {because}", now)
+    return _changed(memory, first, "Calibrated", f"by what is known of steps so far, {because}", now)
 
 
 def _adjusted(

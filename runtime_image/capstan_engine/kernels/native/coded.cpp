@@ -1,6 +1,6 @@
 // Products of bfloat16 activations with bfloat16 weights that are held in 12 bits each, without rounding.
 //
-// The surprising idea: weights, trained or drawn at random, have few exponents. Fifteen of them and zero's are all but
+// The surprising idea: weights, trained or drawn at random, have few exponents. Fifteen in a row and zero's are all but
 // one weight in thousands, so four bits say which, and eight more are sign and fraction. The rare weights that have
 // another exponent lie as zeros among the others and are added apart. (That exponents of trained weights carry two to
 // three bits of information: DFloat11, arXiv 2504.11651. Codes of one length need no search for where a weight begins.)
@@ -25,8 +25,8 @@ namespace {
 
 constexpr int kBytes = kPair + kPair / 2;  // of a unit
 constexpr int64_t kAgain = 8 * kRows;      // rows for which it does not pay to keep what was decoded
-constexpr uint8_t kNoCode = 255;           // of a rare exponent
-constexpr int64_t kExponents = 256;
+constexpr int kCodes = 16;                 // that of zero, and those of exponents in a row
+constexpr int64_t kTile = 32;              // inputs of a row that are a line of the cache
 
 struct Coded {
   const uint8_t* unit;
@@ -78,25 +78,30 @@ void add_rare(const Bf16Product& product, int64_t chunk, int64_t first, float* t
       totals[rare->output] += widened(rare->weight) * widened(x[rare->input]);
 }
 
-int64_t exponent(bf16 weight) { return weight >> 7 & 0xff; }
-
-// One unit of weights, its rare ones to `rare`; returns where the next ones go.
-Rare* encode(bf16* weights, int64_t input, const uint8_t* codes, uint8_t* unit, Rare* rare) {
-  uint16_t code[kPair];
-  bool any_rare = false;
-  for (int i = 0; i < kPair; ++i) {
-    code[i] = codes[exponent(weights[i])];
-    any_rare |= code[i] == kNoCode;
-  }
-  for (int i = 0; any_rare && i < kPair; ++i)
-    if (code[i] == kNoCode) {
+// A unit of `weights` [64][2] and, from `rare` on, those whose exponent is neither zero nor one of the fifteen from
+// `lowest` on; returns where the next ones go.
+Rare* encode(const bf16* weights, int64_t input, int64_t lowest, uint8_t* unit, Rare* rare) {
+  __m512i codes = _mm512_setzero_si512();
+  for (int v = 0; v < kVectors; ++v) {
+    __m512i w = _mm512_loadu_si512(weights + 32 * v);
+    const __m512i exponent = _mm512_and_si512(_mm512_srli_epi16(w, 7), _mm512_set1_epi16(0xff));
+    // Below the lowest it wraps around to more than there are codes.
+    const __m512i offset = _mm512_sub_epi16(exponent, _mm512_set1_epi16(static_cast<int16_t>(lowest)));
+    const __mmask32 beyond = _mm512_cmpge_epu16_mask(offset, _mm512_set1_epi16(kCodes - 1));
+    const __mmask32 is_not_zero = _mm512_test_epi16_mask(exponent, exponent), others = is_not_zero & beyond;
+    for (uint32_t left = others; left; left &= left - 1) {
+      const int i = 32 * v + __builtin_ctz(left);
       *rare++ = {static_cast<uint16_t>((input + i % 2) % kChunk), static_cast<uint16_t>(i / 2), weights[i]};
-      code[i] = weights[i] = 0;
     }
-  for (int i = 0; i < kPair; ++i) unit[i] = static_cast<uint8_t>((weights[i] >> 8 & 0x80) | (weights[i] & 0x7f));
-  auto* words = reinterpret_cast<uint16_t*>(unit + kPair);
-  for (int i = 0; i < 32; ++i)
-    words[i] = static_cast<uint16_t>(code[i] | code[32 + i] << 4 | code[64 + i] << 8 | code[96 + i] << 12);
+    w = _mm512_maskz_mov_epi16(~others, w);
+    const __m512i code = _mm512_maskz_add_epi16(is_not_zero & ~others, offset, _mm512_set1_epi16(1));
+    const __m512i sign = _mm512_and_si512(_mm512_srli_epi16(w, 8), _mm512_set1_epi16(0x80));
+    const __m512i fraction = _mm512_and_si512(w, _mm512_set1_epi16(0x7f));
+    const __m256i both = _mm512_cvtepi16_epi8(_mm512_or_si512(sign, fraction));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(unit + 32 * v), both);
+    codes = _mm512_or_si512(codes, _mm512_slli_epi16(code, 4 * v));
+  }
+  _mm512_storeu_si512(unit + kPair, codes);
   return rare;
 }
 
@@ -116,46 +121,43 @@ void capstan_bf16_coded(const Linear* by, const bf16* x, int64_t rows, bf16* out
   });
 }
 
-// Adds to counts [256] how many of the weights have each exponent.
-void capstan_count_exponents(const bf16* weights, int64_t size, int64_t* counts) {
-#pragma omp parallel
-  {
-    int64_t mine[kExponents] = {};
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < size; ++i) ++mine[exponent(weights[i])];
-#pragma omp critical
-    for (int64_t e = 0; e < kExponents; ++e) counts[e] += mine[e];
-  }
-}
-
-// starts [blocks · chunks + 1]: how many rare weights there are before each chunk, and in all. codes [256] has the code
-// of each exponent, 255 of a rare one.
-void capstan_find_rare(const bf16* weights, int64_t outputs, int64_t inputs, const uint8_t* codes, int64_t* starts) {
+// starts [blocks · chunks + 1]: how many rare weights there are before each chunk, and in all.
+void capstan_find_rare(const bf16* weights, int64_t outputs, int64_t inputs, int64_t lowest, int64_t* starts) {
   const int64_t chunks = chunks_of(inputs), num = blocks_of(outputs) * chunks;
   starts[0] = 0;
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < num; ++i) {
-    const int64_t block = i / chunks, chunk = i % chunks;
-    int64_t found = 0;
-    for (int64_t output = block * kOutputs; output < std::min((block + 1) * kOutputs, outputs); ++output)
-      for (int64_t k = chunk * kChunk; k < std::min((chunk + 1) * kChunk, inputs); ++k)
-        found += codes[exponent(weights[output * inputs + k])] == kNoCode;
-    starts[i + 1] = found;
+    const int64_t block = i / chunks, first = i % chunks * kChunk, end = std::min(first + kChunk, inputs);
+    starts[i + 1] = 0;
+    for (int64_t output = block * kOutputs; output < std::min((block + 1) * kOutputs, outputs); ++output) {
+      uint16_t found = 0;  // as wide as a weight, or the compiler would widen all of them
+      for (int64_t k = first; k < end; ++k) {
+        const uint16_t exponent = weights[output * inputs + k] >> 7 & 0xff;
+        found += exponent != 0 && static_cast<uint16_t>(exponent - lowest) >= kCodes - 1;
+      }
+      starts[i + 1] += found;
+    }
   }
   for (int64_t i = 0; i < num; ++i) starts[i + 1] += starts[i];
 }
 
 // Writes the units, and the rare weights in the order of `starts`.
-void capstan_encode(const bf16* weights, int64_t outputs, int64_t inputs, const uint8_t* codes, const int64_t* starts,
+void capstan_encode(const bf16* weights, int64_t outputs, int64_t inputs, int64_t lowest, const int64_t* starts,
                     uint8_t* units, Rare* rare) {
 #pragma omp parallel for schedule(static)
   for (int64_t block = 0; block < blocks_of(outputs); ++block) {
     const int64_t first = block * kOutputs, num = std::min<int64_t>(kOutputs, outputs - first);
     Rare* next = rare + starts[block * chunks_of(inputs)];
-    for (int64_t k = 0; k < inputs; k += 2) {
-      bf16 pair[kPair] = {};
-      for (int64_t i = 0; i < num; ++i) std::memcpy(pair + 2 * i, weights + (first + i) * inputs + k, sizeof pair[0] * 2);
-      next = encode(pair, k, codes, units + (block * inputs + k) / 2 * kBytes, next);
+    for (int64_t tile = 0; tile < inputs; tile += kTile) {
+      const int64_t width = std::min(kTile, inputs - tile);
+      // Rows often lie a multiple of 4 KiB apart, where one evicts the other: each line is read once.
+      bf16 rows[kOutputs][kTile] = {}, pair[kOutputs][2];
+      for (int64_t i = 0; i < num; ++i)
+        std::memcpy(rows[i], weights + (first + i) * inputs + tile, width * sizeof(bf16));
+      for (int64_t k = 0; k < width; k += 2) {
+        for (int64_t i = 0; i < kOutputs; ++i) std::memcpy(pair[i], rows[i] + k, sizeof pair[i]);
+        next = encode(pair[0], tile + k, lowest, units + (block * inputs + tile + k) / 2 * kBytes, next);
+      }
     }
   }
 }

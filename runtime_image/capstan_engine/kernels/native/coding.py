@@ -8,8 +8,9 @@ from capstan_engine.kernels.native.library import library
 
 _BLOCK: Final = 64
 _CHUNK: Final = 1024
-_NO_CODE: Final = 255
-_NUM_CODES: Final = 16
+_NUM_EXPONENTS: Final = 15
+"""Beside that of zero."""
+_SAMPLED_ROWS: Final = 64
 _MOST_RARE: Final = 1 / 1024
 """Of all weights: each rare one is 48 bits more, and a product of its own."""
 
@@ -38,23 +39,28 @@ def code(weight: torch.Tensor) -> Coded | None:
     functions, (num_outputs, num_inputs) = library(), weight.shape
     if functions is None or not is_worthwhile():
         return None
-    counts = torch.zeros(256, dtype=torch.int64)
-    functions.capstan_count_exponents(weight.data_ptr(), weight.numel(), counts.data_ptr())
-    # Zero has the first code: it is what stands for rare weights, and for those beyond the last output.
-    frequent = [0, *(1 + counts[1:].topk(_NUM_CODES - 1).indices).tolist()]
-    if weight.numel() - int(counts[frequent].sum()) >= weight.numel() * _MOST_RARE:
-        return None
-    codes = torch.full((256,), _NO_CODE, dtype=torch.uint8)
-    codes[frequent] = torch.arange(_NUM_CODES, dtype=torch.uint8)
+    lowest = _lowest_exponent(weight)
     num_blocks = -(-num_outputs // _BLOCK)
     starts = torch.empty(num_blocks * -(-num_inputs // _CHUNK) + 1, dtype=torch.int64)
-    arguments = weight.data_ptr(), num_outputs, num_inputs, codes.data_ptr(), starts.data_ptr()
+    arguments = weight.data_ptr(), num_outputs, num_inputs, lowest, starts.data_ptr()
     functions.capstan_find_rare(*arguments)
+    num_rare = int(starts[-1])
+    if num_rare >= weight.numel() * _MOST_RARE:
+        return None
+    # Zero has the first code: it is what stands for rare weights, and for those beyond the last output.
+    exponents = [0, *range(lowest, lowest + _NUM_EXPONENTS)]
     coded = Coded(
         weights=torch.empty(num_blocks, num_inputs // 2, 3 * _BLOCK, dtype=torch.uint8),
-        scales=(torch.tensor(frequent * 2) << 7).to(torch.int16),
+        scales=(torch.tensor(exponents * 2) << 7).to(torch.int16),
         starts=starts,
-        rare=torch.empty(int(starts[-1]), 3, dtype=torch.int16),
+        rare=torch.empty(num_rare, 3, dtype=torch.int16),
     )
     functions.capstan_encode(*arguments, coded.weights.data_ptr(), coded.rare.data_ptr())
     return coded
+
+
+def _lowest_exponent(weight: torch.Tensor) -> int:
+    """Of those fifteen in a row that most weights have, as some evenly chosen outputs tell."""
+    some = weight[:: -(-len(weight) // _SAMPLED_ROWS)].contiguous().view(torch.int16)
+    counts = (some >> 7 & 0xFF).flatten().bincount(minlength=256)
+    return 1 + int(counts[1:].unfold(0, _NUM_EXPONENTS, 1).sum(1).argmax())

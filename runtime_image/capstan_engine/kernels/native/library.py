@@ -57,9 +57,8 @@ _TYPES: Final = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
 _SIGNATURES: Final = {
     "capstan_bf16": "ppnp",
     "capstan_bf16_coded": "ppnp",
-    "capstan_count_exponents": "pnp",
-    "capstan_find_rare": "pnnpp",
-    "capstan_encode": "pnnpppp",
+    "capstan_find_rare": "pnnnp",
+    "capstan_encode": "pnnnppp",
     "capstan_int8": "ppnp",
     "capstan_int8_dynamic": "ppnp",
     "capstan_int4": "ppnp",
