@@ -165,19 +165,19 @@ def test_between_two_adjustments_nothing_moves() -> None:
 
 
 def test_what_is_not_known_changes_nothing() -> None:
-    top = LimitsMemory(limits=ENVELOPE.top)
+    begun = LimitsMemory(limits=ENVELOPE.top)
     unknown: list[Advice] = [
         adjust(memory, situation().model_copy(update=update), ALONE, ENVELOPE, POLICY, NOW)
-        for memory in (LimitsMemory(), top)
+        for memory in (LimitsMemory(), begun)
         for update in ({"model": EngineModel()}, {"model": EngineModel(), "lengths": Lengths()})
-    ] + [adjust(top.changed(moved_at=NOW - 60), situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)]
+    ] + [adjust(begun, situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)]
     assert [a.change for a in unknown] == [None] * 5
     assert {a.memory.limits for a in unknown} == {ENVELOPE.top}
 
 
-def test_steps_that_were_seen_before_any_request_has_ended_give_the_first_limits_at_once() -> None:
+def test_steps_that_were_seen_in_the_first_turn_give_the_first_limits_at_once() -> None:
     """As a declared step time does: nobody's answer has to be late first."""
-    advice = adjust(LimitsMemory(limits=ENVELOPE.top), situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)
+    advice = adjust(LimitsMemory(), situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)
     assert advice.change is not None
     assert advice.change.reason == "Calibrated"
     known = adjust(LimitsMemory(limits=ENVELOPE.top), situation(), ALONE, ENVELOPE, POLICY, NOW)

@@ -47,7 +47,7 @@ def adjust(
     now: float,
 ) -> Advice:
     """One turn of the fast loop. Without anything to go by, or between two adjustments, the limits stay."""
-    if memory.moved_at is None and not situation.lengths.is_known:
+    if memory.limits is None and not situation.lengths.is_known:
         return _begun(memory, situation, envelope, policy, now)
     canary, verdict = memory.canary.watched(fleet, now).followed(fleet, now)
     memory = memory.changed(limits=envelope.clamp(memory.limits or envelope.top), canary=canary)
