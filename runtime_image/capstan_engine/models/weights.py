@@ -128,6 +128,7 @@ class Checkpoint:
 
 def _fetch(parts: Iterable[_Stored]) -> None:
     for part in parts:
+        # A hint and no more: what cannot be read is told by who reads it.
         with suppress(OSError), part.path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), part.offset, part.num_bytes, os.POSIX_FADV_WILLNEED)
 

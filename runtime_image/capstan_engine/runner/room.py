@@ -58,6 +58,8 @@ def measured(figures: MemoryFigures, demand: Demand, meter: Meter, largest_step:
     contexts as well. May be less than one request needs.
     """
     need = figures.footprint(replace(demand, kv_cache_bytes=0))
-    left = meter.free() - max(meter.peak(largest_step), need.step) - need.graphs
+    # First the step: what libraries take for themselves when they are first used is not free any more then.
+    step = max(meter.peak(largest_step), need.step)
+    left = meter.free() - step - need.graphs
     block = figures.kv_token * demand.block_size
     return max(0, int(left * KV_CACHE_SHARE)) // block * block

@@ -4,7 +4,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from capstan_engine.kernels.native.library import library
+from capstan_engine.kernels.native.library import library, required
 
 _BLOCK: Final = 64
 _CHUNK: Final = 1024
@@ -36,9 +36,9 @@ def is_worthwhile() -> bool:
 def code(weight: torch.Tensor) -> Coded | None:
     """A contiguous bfloat16 `[N, K]`, K even; None when one in a thousand of its weights or more would be rare, and
     where it is not worthwhile."""
-    functions, (num_outputs, num_inputs) = library(), weight.shape
-    if functions is None or not is_worthwhile():
+    if not is_worthwhile():
         return None
+    functions, (num_outputs, num_inputs) = required(), weight.shape
     lowest = _lowest_exponent(weight)
     num_blocks = -(-num_outputs // _BLOCK)
     starts = torch.empty(num_blocks * -(-num_inputs // _CHUNK) + 1, dtype=torch.int64)
