@@ -12,8 +12,8 @@ import torch
 from capstan_api.engine_args import Quantization
 from capstan_api.footprint import Demand
 from capstan_engine.errors import Infeasible
-from capstan_engine.models.decoder import tensors
 from capstan_engine.models.families import read_spec
+from capstan_engine.models.loading import tensors
 from capstan_engine.models.spec import ModelSpec
 from capstan_engine.models.weights import Checkpoint
 from capstan_engine.pieces import most_pieces

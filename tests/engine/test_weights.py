@@ -90,15 +90,14 @@ def test_a_tied_head_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("staged_bytes", [4, 100, 1 << 20])
+@pytest.mark.parametrize("piece_bytes", [4, 100, 1 << 20])
 def test_tensors_are_read_below_each_other_whole_or_in_pieces(
-    checkpoint: Path, dtype: torch.dtype, staged_bytes: int, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, dtype: torch.dtype, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_STAGED_BYTES", staged_bytes)
+    monkeypatch.setattr(weights, "_PIECE_BYTES", piece_bytes)
     names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
     stored = load_file(checkpoint / WEIGHTS)
     opened = weights.Checkpoint(checkpoint)
-    opened.announce(names)
     expected = torch.cat([stored[name] for name in names]).to(dtype)
     assert torch.equal(opened.read(names, dtype, "cpu"), expected)
 

@@ -1,19 +1,16 @@
-"""A checkpoint's tensors: safetensors files, single or listed in an index. Reads one after the other, into place.
+"""A checkpoint's tensors: safetensors files, single or listed in an index. Reads what it is asked for, into place.
 
 Files of other kinds (pickles) are refused, not converted: reading them can run code. The surprising idea: the library
 judges a file and then reads nothing of it, because it maps files into memory, where every page that was read counts
-beside the tensor that was made of it. Here bytes go from the file to where they stay, and the system is told in time
-which come next.
+beside the tensor that was made of it. Here bytes go from the file to where they stay.
 """
 
 import json
 import math
 import mmap
-import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,15 +20,14 @@ from safetensors import SafetensorError, safe_open
 
 from capstan_engine.errors import ModelError, UnsupportedModel
 from capstan_engine.models.config_file import Config
+from capstan_engine.models.disk import PAGE, File
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_STAGED_BYTES: Final = 4 << 20
-"""What is read at once of a tensor that has to be converted, or copied to a device."""
-
-
+_PIECE_BYTES: Final = 1 << 20
+"""Read at once."""
 _LENT_BYTES: Final = 1 << 20
 """Of a tensor that is worth the trouble."""
 
@@ -101,17 +97,10 @@ class Checkpoint:
             tensor = torch.empty(shape, dtype=dtype, device=device)
         for name, part, rows in zip(names, parts, torch.split(tensor, num_rows), strict=True):
             try:
-                _fill(rows.view(-1), part)
+                _fill(rows.view(-1), part, self._memory.staging(device))
             except OSError as error:
                 raise ModelError(f"{part.path}: tensor {name} cannot be read: {error}") from error
         return tensor
-
-    def announce(self, names: Iterable[str]) -> None:
-        """Have the system fetch these from the disk while something else is done."""
-        # Not everywhere can it be told.
-        if hasattr(os, "posix_fadvise"):
-            # In a thread: the call returns when there is memory for all of it.
-            threading.Thread(target=_fetch, args=([self._stored[name] for name in names],), daemon=True).start()
 
     def _check_dtype(self, name: str) -> None:
         stored = self._stored[name]
@@ -126,21 +115,15 @@ class Checkpoint:
                 raise ModelError(f"{self._model_dir / _INDEX}: tensor {name} is not in {file}")
 
 
-def _fetch(parts: Iterable[_Stored]) -> None:
-    for part in parts:
-        # A hint and no more: what cannot be read is told by who reads it.
-        with suppress(OSError), part.path.open("rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), part.offset, part.num_bytes, os.POSIX_FADV_WILLNEED)
-
-
-class _Memory:
-    """Memory for one tensor after the other: what nobody holds a tensor in any more is lent again.
+class _Memory(threading.local):
+    """A thread's memory for one tensor after the other: what nobody holds a tensor in any more is lent again.
 
     A weight is read, packed and forgotten, and where memory is fresh its first use takes longer than the reading.
     """
 
     def __init__(self) -> None:
         self._lent: mmap.mmap | None = None
+        self._staging: torch.Tensor | None = None
 
     def lend(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Numbers of any value."""
@@ -149,6 +132,13 @@ class _Memory:
         if lent is None or len(lent) < num_bytes or sys.getrefcount(lent) > 3:
             lent = self._lent = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return torch.frombuffer(lent, dtype=dtype, count=math.prod(shape)).view(shape)
+
+    def staging(self, device: str) -> memoryview:
+        """For what is read at once, as `File.read` wants it."""
+        if self._staging is None:
+            self._staging = torch.empty(_PIECE_BYTES + 3 * PAGE, dtype=torch.uint8, pin_memory=device == "cuda")
+        begin = -self._staging.data_ptr() % PAGE
+        return self._staging.numpy().data[begin : begin + _PIECE_BYTES + 2 * PAGE]
 
 
 def _header(path: Path) -> Iterator[tuple[str, _Stored]]:
@@ -166,30 +156,13 @@ def _header(path: Path) -> Iterator[tuple[str, _Stored]]:
         yield name, _Stored(path, facts["dtype"], tuple(facts["shape"]), start + begin, end - begin)
 
 
-def _fill(flat: torch.Tensor, stored: _Stored) -> None:
-    """`[n]` with the numbers of a stored tensor. Raises `OSError`."""
-    dtype = _FLOATS[stored.dtype]
-    if dtype is flat.dtype and flat.device.type == "cpu":
-        _read(stored.path, stored.offset, flat)
-        return
-    num_at_once = max(1, min(_STAGED_BYTES // dtype.itemsize, flat.numel()))
-    staged = torch.empty(num_at_once, dtype=dtype, pin_memory=flat.device.type == "cuda")
-    for number, piece in enumerate(torch.split(flat, num_at_once)):
-        part = staged[: piece.numel()]
-        _read(stored.path, stored.offset + number * num_at_once * dtype.itemsize, part)
-        piece.copy_(part)
-
-
-def _read(path: Path, offset: int, flat: torch.Tensor) -> None:
-    """`[n]` on the CPU with the bytes from `offset` on. Raises `OSError`."""
-    left = flat.view(torch.uint8).numpy().data
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while left:
-            num_read = file.readinto(left)
-            if not num_read:
-                raise OSError("the file has become shorter")
-            left = left[num_read:]
+def _fill(flat: torch.Tensor, stored: _Stored, memory: memoryview) -> None:
+    """`[n]` with the numbers of a stored tensor, by way of `memory`. Raises `OSError`."""
+    dtype, end = _FLOATS[stored.dtype], stored.offset
+    with File(stored.path) as file:
+        for piece in torch.split(flat, _PIECE_BYTES // dtype.itemsize):
+            begin, end = end, end + piece.numel() * dtype.itemsize
+            piece.copy_(torch.frombuffer(file.read(begin, end, memory), dtype=dtype))
 
 
 def _paths(model_dir: Path) -> list[Path]:

@@ -15,8 +15,8 @@ from capstan_engine.errors import ConfigurationError
 from capstan_engine.kernels import KvLayout
 from capstan_engine.kernels.native import coding
 from capstan_engine.models.config_file import Config
-from capstan_engine.models.decoder import load_decoder
 from capstan_engine.models.families import read_spec
+from capstan_engine.models.loading import load_decoder
 from capstan_engine.quant.choose import choose
 from capstan_engine.quant.storage import STORAGES
 from capstan_engine.runner import kv_cache, machine, memory, room
@@ -55,6 +55,7 @@ def build_runner(
     `UnsupportedModel`, `ConfigurationError`, `Infeasible`.
     """
     torch.set_num_threads(machine.num_threads(num_threads))
+    machine.allocate_in_one_place()
     spec = read_spec(model_dir)
     form = choose(Config.read(model_dir / "config.json").fields, quantization)
     if max_model_len > spec.max_positions:
@@ -89,6 +90,7 @@ def build_runner(
         machine.give_back_freed_memory()
         progress(done, total)
 
+    need = figures.footprint(demand)
     with torch.inference_mode():
         decoder = load_decoder(
             model_dir,
@@ -98,6 +100,7 @@ def build_runner(
             dtype=dtype,
             num_positions=max_model_len,
             device=device,
+            spare_bytes=need.kv_cache + need.step,
             progress=read_more,
         )
         if meter is not None:

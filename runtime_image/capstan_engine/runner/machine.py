@@ -11,6 +11,7 @@ _ROOT: Final = Path("/")
 # Version 2 and version 1 of control groups; within a container the first levels are the container's own.
 _LIMITS: Final = ("sys/fs/cgroup/{}memory.max", "sys/fs/cgroup/memory/{}memory.limit_in_bytes")
 _QUOTA: Final = "sys/fs/cgroup/{}cpu.max"
+_M_ARENA_MAX: Final = -8
 _OLD_QUOTAS: Final = ("sys/fs/cgroup/cpu/{}cpu.cfs_quota_us", "sys/fs/cgroup/cpu/{}cpu.cfs_period_us")
 
 
@@ -34,13 +35,29 @@ def num_threads(most: int | None, root: Path = _ROOT) -> int:
     return there if most is None else min(most, there)
 
 
+def allocate_in_one_place() -> None:
+    """Have threads that begin from now on share one heap, where the C library can be told (mallopt(3)).
+
+    Of a heap of their own the end is never given back, and that is where they have freed most.
+    """
+    if (library := _c_library("mallopt")) is not None:
+        library.mallopt(_M_ARENA_MAX, 1)
+
+
 def give_back_freed_memory() -> None:
     """Return what this process has freed to the system, where the C library has a call for it (malloc_trim(3)).
 
     Loading frees large pieces between small ones that stay; the allocator would keep all of them for later.
     """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+    if (library := _c_library("malloc_trim")) is not None:
         library.malloc_trim(0)
+
+
+def _c_library(function: str) -> ctypes.CDLL | None:
+    """If it has this one."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), function):
+        return library
+    return None
 
 
 def _free(root: Path) -> int:
