@@ -2,6 +2,7 @@
 
     python tests/bench/online.py                    both checkpoints; adds its rows to build/bench/cpu.json
     python tests/bench/online.py --shapes 125m --seconds 60 --threads 1
+    python tests/bench/online.py --shapes 1.1b --shorter 8      prompts an eighth as long, of which some rate holds
 
 Poisson arrivals with drawn lengths go through the OpenAI API of each server, whose turn it is while the others idle. A
 search on a ladder of rates finds the greatest one at which each server still keeps both 95th percentiles; rungs are the
@@ -73,18 +74,24 @@ class Trial(NamedTuple):
         return complete and (ttft or 0) <= TTFT_MS and (tpot or 0) <= TPOT_MS
 
 
-def arrivals(per_s: float, seconds: float, seed: int) -> list[Arrival]:
+def arrivals(per_s: float, seconds: float, seed: int, shorter: int = 1) -> list[Arrival]:
     """Memoryless arrivals of drawn lengths, at least one."""
     draw = random.Random(seed)
     at = poisson(per_s, seconds, 1, 1, seed) or [Arrival(0.0, 1, 1)]
-    return [Arrival(arrival.at_s, *draw.choice(LENGTHS)) for arrival in at]
+    return [Arrival(arrival.at_s, *drawn(draw, shorter)) for arrival in at]
+
+
+def drawn(draw: random.Random, shorter: int) -> tuple[int, int]:
+    """Tokens of a prompt, which is `shorter` times as short as others', and of its answer."""
+    prompt, output = draw.choice(LENGTHS)
+    return max(1, prompt // shorter), output
 
 
 class Contestant:
     """A server that is up."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, address: str, shorter: int = 1) -> None:
+        self._address, self._shorter = address, shorter
         # No prompt begins like one of another run: what a server has cached of that would be found.
         self._texts = itertools.count()
         self._target: Target | None = None
@@ -95,7 +102,7 @@ class Contestant:
 
         def lengths() -> Iterator[Arrival]:
             while True:
-                yield Arrival(0.0, *draw.choice(LENGTHS))
+                yield Arrival(0.0, *drawn(draw, self._shorter))
 
         async with endpoint.session(_ANSWER_TIMEOUT_S) as client:
             target = replace(await self._connected(client), seed=next(self._texts))
@@ -109,7 +116,8 @@ class Contestant:
             target = await self._connected(client)
             for turn in range(rounds):
                 fresh = replace(target, seed=next(self._texts))
-                outcomes += await generator.replay(client, fresh, arrivals(rate(number), seconds, turn))
+                came = arrivals(rate(number), seconds, turn, self._shorter)
+                outcomes += await generator.replay(client, fresh, came)
         summary = summarise(outcomes, {}, Thresholds(TTFT_MS, TPOT_MS))
         return Trial(rate(number), summary, summary.classes[0].good / (seconds * rounds))
 
@@ -198,6 +206,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=12.0, help="of arrivals in one run")
     parser.add_argument("--rounds", type=int, default=1, help="runs at each rate, with other arrivals")
+    parser.add_argument("--shorter", type=int, default=1, metavar="N", help="prompts of an N-th of the length")
     parser.add_argument("--max-sequences", type=int, default=32, help="of one step, on every server")
     parser.add_argument("--max-batched-tokens", type=int, default=512, help="of one step, on every server")
     parser.add_argument("--json", type=Path, default=BUILD / "cpu.json")
@@ -218,7 +227,9 @@ def main() -> None:
             checkpoint(shape), args.threads, args.max_sequences, args.max_batched_tokens, longest, BUILD / "online"
         )
         with ExitStack() as stack:
-            contestants = {name: Contestant(stack.enter_context(start(settings))) for name, start in servers.items()}
+            contestants = {
+                name: Contestant(stack.enter_context(start(settings)), args.shorter) for name, start in servers.items()
+            }
             rows += measure(contestants, shape, args)
     report(rows)
     keep(args.json, rows)

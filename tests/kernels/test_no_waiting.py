@@ -20,6 +20,7 @@ from capstan_engine.kernels import triton
 from capstan_engine.kernels.triton import stage
 from capstan_engine.kernels.triton.decode import decode_kernel
 from capstan_engine.messages import SamplingParams
+from capstan_engine.models import loading
 from capstan_engine.models.weights import Checkpoint
 from capstan_engine.runner import load
 from capstan_engine.runner.graphs import Compute
@@ -91,6 +92,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     monkeypatch.setattr(type(decode_kernel), "run", launch)
     monkeypatch.setattr(Checkpoint, "read", read)
+    # What stands for a GPU does so in this thread only.
+    monkeypatch.setattr(loading, "_MOST_AT_ONCE", 1)
     monkeypatch.setattr(kernels, "choose", lambda _device: triton)
     monkeypatch.setattr(load, "available_memory", lambda _device: 1 << 40)
     monkeypatch.setattr(stage, "INTERPRETED", False)

@@ -100,10 +100,8 @@ def load_decoder(
             return embedding, quantization.head.pack(embedding, None, kernels)
         return embedding, quantization.head.load(read, [shapes.head(spec)], kernels)
 
-    parts: list[Callable[[], Any]] = [ends, *(partial(layer, index) for index in range(spec.num_layers))]
     at_once = min(_MOST_AT_ONCE, 1 + spare_bytes // _scratch_bytes(spec, dtype))
-    with ThreadPoolExecutor(at_once, "load") as pool:
-        (embedding, head), *layers = pool.map(call, parts)
+    (embedding, head), *layers = _loaded([ends, *(partial(layer, i) for i in range(spec.num_layers))], at_once)
     decoder = Decoder(
         spec,
         kernels,
@@ -126,6 +124,14 @@ def tensors(spec: ModelSpec, quantization: Format) -> dict[str, tuple[int, ...]]
         for linear in shapes.layer_linears(spec, index):
             expected.update(quantization.tensors(linear))
     return expected
+
+
+def _loaded(parts: Sequence[Callable[[], Any]], at_once: int) -> list[Any]:
+    """What the parts return. The first to fail keeps those from beginning that have not begun."""
+    if at_once == 1:
+        return list(map(call, parts))
+    with ThreadPoolExecutor(at_once, "load") as pool:
+        return list(pool.map(call, parts))
 
 
 def _scratch_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
