@@ -1,15 +1,18 @@
 """What a damaged, foreign or hostile checkpoint is answered: one error that names the file and the tensor."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from capstan_engine.errors import ModelError, UnsupportedModel
-from capstan_engine.models import weights
+from capstan_engine.models import loading, weights
 from tiny_models import CASES, generate, load_runner, random_prompt, write_checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -33,6 +36,28 @@ def test_a_sharded_checkpoint_is_the_same_model(checkpoint: Path, tmp_path: Path
     assert len(list(sharded.glob("*.safetensors"))) > 2
     prompt = random_prompt(9)
     assert generate(load_runner(sharded), prompt, 12) == generate(load_runner(checkpoint), prompt, 12)
+
+
+@pytest.mark.parametrize("most_at_once", [1, 2, 4])
+def test_parts_that_are_loaded_at_once_are_the_same_model(
+    checkpoint: Path, most_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, reading = random_prompt(9), set[int]()
+    expected = generate(load_runner(checkpoint), prompt, 12)
+    read = weights.Checkpoint.read
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        reading.add(threading.get_ident())
+        # Nobody has read everything before another begins.
+        time.sleep(0.01)
+        return read(*arguments)
+
+    monkeypatch.setattr(loading, "_MOST_AT_ONCE", most_at_once)
+    monkeypatch.setattr(weights.Checkpoint, "read", watched)
+    assert generate(load_runner(checkpoint), prompt, 12) == expected
+    # The last norm is read by who called.
+    others = len(reading - {threading.get_ident()})
+    assert others == 0 if most_at_once == 1 else 1 < others <= most_at_once
 
 
 def test_missing_tensors_are_named(checkpoint: Path) -> None:
