@@ -39,11 +39,6 @@ class File:
     ) -> None:
         self._opened.close()
 
-    @property
-    def is_direct(self) -> bool:
-        """Whether what the page cache does not hold is read past it."""
-        return self._direct is not None
-
     def read(self, begin: int, end: int, memory: memoryview) -> memoryview:
         """The bytes from `begin` to `end`, in `memory`, which begins with a page and has room for two more."""
         first, last = begin // PAGE * PAGE, -(-end // PAGE) * PAGE
@@ -60,6 +55,7 @@ class File:
             try:
                 return os.preadv(self._direct, [memory], begin)
             except OSError as error:
+                # What was opened for it may still refuse it; what else is wrong is wrong for both.
                 if error.errno != errno.EINVAL:
                     raise
         return os.preadv(self._plain, [memory], begin)
@@ -72,7 +68,7 @@ class _Cached:
         # Nothing is read through it: the system is asked about addresses (mincore(2)).
         self._mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         self._address = np.frombuffer(self._mapped, np.uint8).ctypes.data
-        self._library = ctypes.CDLL(None, use_errno=True)
+        self._library = ctypes.CDLL(None)
 
     def holds(self, begin: int, end: int) -> bool:
         """All pages from the one that begins there. True for who may not know, as this is the more careful way."""
@@ -87,6 +83,7 @@ def _opened_direct(path: Path, plain: int) -> int | None:
     # No local disk: there the system reads ahead, and this would wait for one answer after the other.
     if not hasattr(os, "O_DIRECT") or os.major(os.fstat(plain).st_dev) == 0:
         return None
+    # The file itself has just been opened: what can fail is this way of reading it.
     with suppress(OSError):
         return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     return None

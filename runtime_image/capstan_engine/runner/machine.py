@@ -11,8 +11,8 @@ _ROOT: Final = Path("/")
 # Version 2 and version 1 of control groups; within a container the first levels are the container's own.
 _LIMITS: Final = ("sys/fs/cgroup/{}memory.max", "sys/fs/cgroup/memory/{}memory.limit_in_bytes")
 _QUOTA: Final = "sys/fs/cgroup/{}cpu.max"
-_M_ARENA_MAX: Final = -8
 _OLD_QUOTAS: Final = ("sys/fs/cgroup/cpu/{}cpu.cfs_quota_us", "sys/fs/cgroup/cpu/{}cpu.cfs_period_us")
+_M_ARENA_MAX: Final = -8
 
 
 def available_memory(root: Path = _ROOT) -> int:
