@@ -4,7 +4,9 @@ The gateways come first, and are told of a departure before it begins; limits co
 protect what is being served. What is already so needs no action.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
+from operator import attrgetter
+from typing import Final, TypeAlias
 
 from capstan_api.replicas import ReplicaEntry, ReplicaState
 from capstan_api.scaling import Mode
@@ -28,6 +30,8 @@ from capstan_operator.decide.seen.observation import Observation, Phase
 
 _SHORTEST_LEASE_S, _LONGEST_LEASE_S = 30, 3600
 _LONGEST_REASON = 500
+_Row: TypeAlias = tuple[str, str, ReplicaState]
+_address: Final = attrgetter("id", "url")
 
 
 def actions(
@@ -49,13 +53,8 @@ def actions(
             StartReplica(id=i, revision=release.revision, args=release.args, cpu_millicores=release.cpu_millicores)
             for i in plan.start
         ]
-    leaving = set(plan.drain)
-    rows = sorted(
-        (r.id, r.url, ReplicaState.DRAINING if r.phase is Phase.DRAINING or r.id in leaving else ReplicaState.READY)
-        for r in observation.with_phase(Phase.READY, Phase.DRAINING)
-        if r.url is not None
-    )
-    unaware = tuple(g.id for g in observation.ready_gateways if g.table is not None and _rows(g.table) != rows)
+    rows = sorted(_rows(observation, set(plan.drain)))
+    unaware = tuple([g.id for g in observation.ready_gateways if g.table is not None and _told(g.table) != rows])
     if unaware:
         wanted.append(Route(gateways=unaware, table=tuple(ReplicaEntry(id=i, url=u, state=s) for i, u, s in rows)))
     if spec.scaling.mode is not Mode.SHADOW:
@@ -66,7 +65,16 @@ def actions(
     return tuple(wanted)
 
 
-def _rows(table: Iterable[ReplicaEntry]) -> list[tuple[str, str, ReplicaState]]:
+def _rows(observation: Observation, leaving: Set[str]) -> Iterator[_Row]:
+    """Of the table that gateways are to have; the `leaving` replicas get nothing new from now on."""
+    ready, draining = ReplicaState.READY, ReplicaState.DRAINING
+    for phase, staying in ((Phase.READY, ready), (Phase.DRAINING, draining)):
+        for key, url in map(_address, observation.with_phase(phase)):
+            if url is not None:
+                yield key, url, draining if key in leaving else staying
+
+
+def _told(table: Iterable[ReplicaEntry]) -> list[_Row]:
     return [(entry.id, entry.url, entry.state) for entry in table]
 
 

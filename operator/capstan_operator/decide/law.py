@@ -7,7 +7,6 @@ Knows no HTTP, process or cluster, and reads no clock: `now` is epoch seconds.
 """
 
 import hashlib
-from pathlib import Path
 
 from capstan_api.scaling import Mode
 from capstan_api.spec import InferenceDeploymentSpec
@@ -178,7 +177,7 @@ def _progress(
 ) -> tuple[RolloutMemory, render.Release]:
     """How the rollout gets on, and the release in force."""
     spec = deployment.spec
-    target = render.release(deployment, Path(observation.model_directory or ""))
+    target = render.release(deployment, observation.model_directory or "")
     progress = memory.rollout.followed(
         target,
         observation.replicas,
@@ -193,13 +192,13 @@ def _progress(
 
 def _told(deployment: InferenceDeployment, observation: Observation, revision: str) -> Told | None:
     """What engines of the revision that the resource asks for tell of its model; others may hold another one."""
-    figures = next((r.figures for r in observation.replicas if r.revision == revision and r.figures), None)
-    return Told(of=model_key(deployment.spec), figures=figures) if figures is not None else None
+    figures = [r.figures for r in observation.replicas if r.figures is not None and r.revision == revision]
+    return Told(of=model_key(deployment.spec), figures=figures[0]) if figures else None
 
 
 def _overdue(observation: Observation, timeout_s: int, now: float) -> tuple[Replica, ...]:
     """Replicas that have been pending for too long."""
-    return tuple(r for r in observation.with_phase(Phase.PENDING) if now - r.created_at > timeout_s)
+    return tuple([r for r in observation.with_phase(Phase.PENDING) if now - r.created_at > timeout_s])
 
 
 def _rested(memory: Memory, deployment: InferenceDeployment, now: float) -> replicas.ReplicasMemory:

@@ -70,20 +70,21 @@ class Ledger(Value):
         now: float,
     ) -> "Ledger":
         """The books after one more look at the world; `last` is the moment of the one before."""
-        replicas = tuple(replicas)
+        replicas, ready = tuple(replicas), Phase.READY
         # A start is counted in the turn that first sees the replica ready; restarts are another matter.
         started = [
-            r.ready_at - r.created_at
+            at - r.created_at
             for r in replicas
-            if r.ready_at is not None and r.ready_at > last and r.phase is Phase.READY and not r.restarts
+            if (at := r.ready_at) is not None and at > last and r.phase is ready and not r.restarts
         ]
+        unready = [r for r in replicas if r.phase is not ready]
+        running = [r for r in replicas if r.phase not in (Phase.FAILED, Phase.PENDING)] if unready else replicas
         # A replica that was there before ran all the time, also while nobody looked.
-        running = [r for r in replicas if r.phase is not Phase.FAILED and r.phase is not Phase.PENDING]
         begun = last if self.since is not None else now
         whole_s = max(0.0, now - begun)
-        hours = sum([whole_s if r.created_at <= begun else max(0.0, now - r.created_at) for r in running]) / 3600
+        hours = sum([whole_s if (at := r.created_at) <= begun else max(0.0, now - at) for r in running]) / 3600
         accelerator = variant.resources.accelerator
-        starting, stages_s = self._staged(replicas)
+        starting, stages_s = self._staged(replicas if self.starting else unready)
         return self.changed(
             budgets={s.name: _spent(self.budgets.get(s.name, ()), s, delta.get(s.name), now) for s in slos},
             startups_s=(*self.startups_s, *(s for s in started if s >= 0))[-_NUM_STARTUPS:],
@@ -172,7 +173,7 @@ def quantile(values: Iterable[float], share: float) -> float | None:
 
 def _spent(slots: tuple[BudgetSlot, ...], slo: Slo, delta: ClassCounters | None, now: float) -> tuple[BudgetSlot, ...]:
     width_s = slo.window_seconds / _NUM_BUDGET_SLOTS
-    slots = tuple(s for s in slots if s.start > now - slo.window_seconds)
+    slots = tuple([s for s in slots if s.start > now - slo.window_seconds])
     if delta is None or delta.slo_total <= 0:
         return slots
     if not slots or now - slots[-1].start >= width_s:

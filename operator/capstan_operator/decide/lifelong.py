@@ -6,12 +6,14 @@ or hashing it would cost as much as working the answer out again.
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from weakref import ref
 
 _Subject = TypeVar("_Subject")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+# Between values and named ones, so that none is taken for the other.
+_NAMED: Final = object()
 
 
 def lifelong(function: Callable[Concatenate[_Subject, _P], _R]) -> Callable[Concatenate[_Subject, _P], _R]:
@@ -28,11 +30,11 @@ def lifelong(function: Callable[Concatenate[_Subject, _P], _R]) -> Callable[Conc
     @wraps(function)
     def answer(subject: _Subject, /, *values: _P.args, **named: _P.kwargs) -> _R:
         key = id(subject)
-        if key not in subjects:
-            answers[key] = {}
+        known = answers.get(key)
+        if known is None:
+            known = answers[key] = {}
             subjects[key] = ref(subject, lambda _: forget(key))
-        known = answers[key]
-        asked = (values, *named.items())
+        asked = (*values, _NAMED, *named.items()) if named else values
         if asked not in known:
             known[asked] = function(subject, *values, **named)
         return known[asked]

@@ -63,6 +63,9 @@ class RolloutMemory(Value):
         else:
             unseen_s = max(0.0, now - last - _LONGEST_TURN_S)
             memory = self.changed(progress_at=self.progress_at + unseen_s) if unseen_s else self
+        # What has proved itself is judged no more.
+        if not memory.is_underway and memory.failure is None:
+            return memory
         live = [r for r in replicas if r.phase is not Phase.DRAINING]
         ours = [r for r in live if r.revision == target.revision]
         ready = [r for r in ours if r.phase is Phase.READY]
@@ -70,10 +73,8 @@ class RolloutMemory(Value):
         pending = [r for r in ours if r.phase is Phase.PENDING]
         is_alone = len(live) == len(ours) == len(ready) + len(pending)
         if ready and is_alone and not obstacle:
-            if not memory.is_underway and memory.failure is None:
-                return memory
             return memory.changed(stable=target if memory.is_underway else memory.stable, failure=None)
-        if not memory.is_underway or memory.failure is not None:
+        if memory.failure is not None:
             return memory
         infeasible = next((r for r in ours if r.phase is Phase.FAILED and r.message.startswith(INFEASIBLE)), None)
         if infeasible is not None:

@@ -28,11 +28,11 @@ class Release(Value):
 
 
 @lifelong
-def release(deployment: InferenceDeployment, model_directory: Path) -> Release:
+def release(deployment: InferenceDeployment, model_directory: str) -> Release:
     """What the resource asks for now."""
     return Release(
         revision=revision(deployment),
-        args=engine_args(deployment, model_directory),
+        args=engine_args(deployment, Path(model_directory)),
         cpu_millicores=deployment.spec.variant.resources.cpu_millicores,
     )
 

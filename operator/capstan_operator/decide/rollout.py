@@ -47,7 +47,10 @@ def plan(
         work, cached = load.get(replica.id, 0.0), cache_value.get(replica.id, 0.0)
         return (_PHASES.index(replica.phase), work, cached, -replica.created_at, replica.id)
 
-    replicas = tuple(replicas)
+    replicas, serving = tuple(replicas), Phase.READY
+    settled = [r for r in replicas if r.phase is serving and r.revision == revision]
+    if len(settled) == len(replicas) == wanted:
+        return Plan()
     live = [r for r in replicas if r.phase is not Phase.DRAINING]
     new = [r for r in live if r.revision == revision]
     old = [r for r in live if r.revision != revision]

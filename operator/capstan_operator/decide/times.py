@@ -1,11 +1,16 @@
 """Moments as the Kubernetes API writes them."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final
+
+_TO_THE_SECOND: Final = len("2026-01-31T12:00:00")
 
 
+@lru_cache(maxsize=1024)
 def rfc3339(moment: float) -> str:
     """Epoch seconds as UTC to the second, such as 2026-01-31T12:00:00Z."""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{datetime.fromtimestamp(moment, UTC).isoformat()[:_TO_THE_SECOND]}Z"
 
 
 def epoch_s(timestamp: str) -> float:

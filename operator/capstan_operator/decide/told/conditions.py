@@ -51,7 +51,7 @@ class Scene(NamedTuple):
     said: DecisionStatus
     overdue: tuple[Replica, ...]
     demand: Demand | None
-    strays: frozenset[str]
+    strays: tuple[Replica, ...]
     now: float
 
 
@@ -223,12 +223,11 @@ def _feasible(scene: Scene) -> Finding:
 def _limits_applied(scene: Scene) -> Finding:
     if scene.deployment.spec.scaling.mode is Mode.SHADOW:
         return Finding(_UNKNOWN, "ModeShadow", "limits are left as they are")
-    limits, ready = scene.memory.limits.limits, scene.observation.with_phase(Phase.READY)
-    if limits is None or not ready:
+    limits = scene.memory.limits.limits
+    if limits is None or not scene.observation.with_phase(Phase.READY):
         return Finding(_UNKNOWN, "NoReplicaReady", "no engine is there to have limits")
     changed_at = scene.memory.limits.changed_at or 0.0
-    others = [r for r in ready if r.id in scene.strays]
-    late = [r.id for r in others if scene.now - max(changed_at, r.ready_at or 0.0) > _APPLYING_S]
+    late = [r.id for r in scene.strays if scene.now - max(changed_at, r.ready_at or 0.0) > _APPLYING_S]
     if late:
         return Finding(_FALSE, "Pending", f"not yet in force on {_named(late)}")
     return Finding(_TRUE, "InForce", f"{limits.max_sequences} sequences, {limits.max_batched_tokens} tokens a step")

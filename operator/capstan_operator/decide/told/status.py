@@ -4,7 +4,6 @@ Knows no writer: whether a status is new enough to be written is the shell's que
 changes only with its status, so that a world at rest gives the same status again.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 from capstan_api import names
@@ -37,6 +36,7 @@ from capstan_operator.decide.seen.observation import Observation, Phase, Replica
 from capstan_operator.decide.seen.signals import Signals
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.told.conditions import Finding, Scene, findings
+from capstan_operator.decide.values import made
 
 _LONGEST_MESSAGE = 1024
 # Conditions that speak of the resource as it was written last, also when an older one is in force.
@@ -59,18 +59,17 @@ def report(
     spec, ledger = deployment.spec, memory.ledger
     ready, wanted = len(observation.with_phase(Phase.READY)), memory.replicas.wanted or 0
     results = [_slo_status(slo, signals, ledger) for slo in spec.slos]
-    strays = _strays(observation, memory.limits)
-    effective = _effective(observation, memory, strays, spec.scaling.mode)
-    scene = Scene(
-        deployment, observation, memory, signals, plan, tuple(results), said, overdue, demand, frozenset(strays), now
-    )
+    num_applied, strays = _applied(observation, memory.limits)
+    effective = _effective(observation, memory, num_applied, spec.scaling.mode)
+    scene = Scene(deployment, observation, memory, signals, plan, tuple(results), said, overdue, demand, strays, now)
     found = findings(scene)
     transitions = {kind: _transition(ledger.transitions.get(kind), f.status, now) for kind, f in found.items()}
     if transitions != ledger.transitions:
         memory = memory.changed(ledger=ledger.changed(transitions=transitions))
     generation, fault = deployment.metadata.generation, observation.configuration_fault
     newest = max(generation, fault.generation) if fault is not None else generation
-    status = InferenceDeploymentStatus(
+    status = made(
+        InferenceDeploymentStatus,
         observed_generation=newest,
         replicas=len(observation.replicas),
         ready_replicas=ready,
@@ -101,6 +100,7 @@ def report(
         summary=summarize(
             deployment.served_model_names[0], spec.variant.name, spec.slos, results, effective, ready, wanted
         ),
+        memory="",
     )
     return memory, status
 
@@ -134,21 +134,23 @@ def _slo_status(slo: Slo, signals: Signals, ledger: Ledger) -> SloStatus:
     )
 
 
-def _strays(observation: Observation, decided: LimitsMemory) -> list[str]:
-    """Ready replicas that have told of other limits than were decided."""
-    settled = obedient(observation, decided)
-    others = [(r.id, r.limits) for r in observation.with_phase(Phase.READY) if r.id not in settled]
-    return [key for key, told in others if told is not None and not decided.allows(key, told.limits, told.envelope)]
+def _applied(observation: Observation, decided: LimitsMemory) -> tuple[int, tuple[Replica, ...]]:
+    """How many ready replicas have told of the limits that were decided, and which ones of others."""
+    ready, settled = observation.with_phase(Phase.READY), obedient(observation, decided)
+    if len(settled) == len(ready):
+        return len(ready), ()
+    told = [(r, r.limits) for r in ready if r.id not in settled and r.limits is not None]
+    strays = tuple([r for r, state in told if not decided.allows(r.id, state.limits, state.envelope)])
+    return len(settled) + len(told) - len(strays), strays
 
 
 def _effective(
-    observation: Observation, memory: Memory, strays: Sequence[str], mode: Mode
+    observation: Observation, memory: Memory, num_applied: int, mode: Mode
 ) -> EffectiveBatchLimits | None:
     """The limits that were decided; in mode Shadow those that the engines have by themselves."""
-    limits, ready = memory.limits.limits, observation.with_phase(Phase.READY)
-    told = [r.limits.limits for r in ready if r.limits is not None]
-    num_applied = len(told) - len(strays)
+    limits = memory.limits.limits
     if mode is Mode.SHADOW:
+        told = [r.limits.limits for r in observation.with_phase(Phase.READY) if r.limits is not None]
         limits = told[0] if told else None
         num_applied = told.count(told[0]) if told else 0
     if limits is None:
