@@ -219,7 +219,7 @@ def summarize(
     ttft = next((_against(_measured(measured, c.name, "ttft"), c.ttft) for c in classes if c.ttft), "")
     tpot = next((_against(_measured(measured, c.name, "tpot"), c.tpot) for c in classes if c.tpot), "")
     left = [float(r.error_budget_remaining_percent) for r in results if r.error_budget_remaining_percent is not None]
-    return Summary(
+    return Summary.made(
         model=model,
         variant=variant,
         replicas=f"{ready}/{desired}",

@@ -78,7 +78,7 @@ class Speaker:
         new: object,
         inputs_hash: str | None = None,
     ) -> DecisionStatus:
-        return DecisionStatus(
+        return DecisionStatus.made(
             time=self._time,
             action=action,
             reason=reason,

@@ -36,7 +36,6 @@ from capstan_operator.decide.seen.observation import Observation, Phase, Replica
 from capstan_operator.decide.seen.signals import Signals
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.told.conditions import Finding, Scene, findings
-from capstan_operator.decide.values import made
 
 _LONGEST_MESSAGE = 1024
 # Conditions that speak of the resource as it was written last, also when an older one is in force.
@@ -68,8 +67,7 @@ def report(
         memory = memory.changed(ledger=ledger.changed(transitions=transitions))
     generation, fault = deployment.metadata.generation, observation.configuration_fault
     newest = max(generation, fault.generation) if fault is not None else generation
-    status = made(
-        InferenceDeploymentStatus,
+    status = InferenceDeploymentStatus.made(
         observed_generation=newest,
         replicas=len(observation.replicas),
         ready_replicas=ready,
@@ -83,7 +81,7 @@ def report(
         effective_batch_limits=effective,
         slos=results,
         startup=_startup(ledger.startups_s, tuple(ledger.stages_s.items())),
-        usage=UsageStatus(
+        usage=UsageStatus.made(
             replica_hours=f"{ledger.replica_hours:.4f}",
             accelerator_hours=f"{ledger.accelerator_hours:.4f}",
             cost=f"{ledger.cost:.4f}",
@@ -108,7 +106,7 @@ def report(
 @lru_cache(maxsize=1024)
 def _condition(kind: ConditionType, finding: Finding, since: float, generation: int) -> Condition:
     """Most conditions are those of the turn before, word for word."""
-    return Condition(
+    return Condition.made(
         type=kind,
         status=finding.status,
         reason=finding.reason,
@@ -124,7 +122,7 @@ def _transition(before: Transition | None, status: ConditionStatus, now: float) 
 
 def _slo_status(slo: Slo, signals: Signals, ledger: Ledger) -> SloStatus:
     seen, left = signals.classes[slo.name], ledger.budget_left(slo)
-    return SloStatus(
+    return SloStatus.made(
         name=slo.name,
         ttft_milliseconds=round(seen.ttft_s * 1000) if seen.ttft_s is not None else None,
         tpot_milliseconds=round(seen.tpot_s * 1000) if seen.tpot_s is not None else None,
@@ -156,7 +154,7 @@ def _effective(
     if limits is None:
         return None
     changed_at = memory.limits.changed_at if mode is not Mode.SHADOW else None
-    return EffectiveBatchLimits(
+    return EffectiveBatchLimits.made(
         max_sequences=limits.max_sequences,
         max_batched_tokens=limits.max_batched_tokens,
         applied_replicas=num_applied,
