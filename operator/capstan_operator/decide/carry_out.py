@@ -22,7 +22,7 @@ from capstan_operator.decide.actions import (
     StopReplica,
 )
 from capstan_operator.decide.limits.memory import LimitsMemory
-from capstan_operator.decide.limits.obedience import figures, obedient
+from capstan_operator.decide.limits.obedience import different, figures, limits_told
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.render import Release
 from capstan_operator.decide.rollout import Plan
@@ -54,7 +54,7 @@ def actions(
             for i in plan.start
         ]
     rows = sorted(_rows(observation, set(plan.drain)))
-    unaware = tuple([g.id for g in observation.ready_gateways if g.table is not None and _told(g.table) != rows])
+    unaware = tuple([g.id for g in observation.ready_gateways if g.table is not None and _entries(g.table) != rows])
     if unaware:
         wanted.append(Route(gateways=unaware, table=tuple(ReplicaEntry(id=i, url=u, state=s) for i, u, s in rows)))
     if spec.scaling.mode is not Mode.SHADOW:
@@ -74,23 +74,20 @@ def _rows(observation: Observation, leaving: Set[str]) -> Iterator[_Row]:
                 yield key, url, draining if key in leaving else staying
 
 
-def _told(table: Iterable[ReplicaEntry]) -> list[_Row]:
+def _entries(table: Iterable[ReplicaEntry]) -> list[_Row]:
     return [(entry.id, entry.url, entry.state) for entry in table]
 
 
 def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> list[SetLimits]:
     """Limits for every engine that has others, and renewals for leases that are half over."""
     lease_s = min(max(_SHORTEST_LEASE_S, 6 * interval_s), _LONGEST_LEASE_S)
-    changes, settled = [], obedient(observation, memory)
+    changes, others = [], {replica.id for replica, _ in different(observation, memory)}
     # An engine that drains refuses changes: it gets no more load, and its lease outlives most of what it has.
-    for replica in observation.with_phase(Phase.READY):
-        state = replica.limits
-        if state is None:
-            continue
+    for replica, state in limits_told(observation):
         left_s = state.lease_remaining_seconds
         # Without a lease the defaults are in force, and they last.
         lasts = left_s is None or left_s > lease_s / 2
-        if lasts and replica.id in settled:
+        if lasts and not (others and replica.id in others):
             continue
         decided = memory.of(replica.id)
         if decided is None:

@@ -33,6 +33,18 @@ def bounds(scaling: Scaling, allowance: Allowance | None, startup_s: float | Non
     """Of the modes Auto and Shadow. `startup_s` is what a start takes nearly always, None while none was measured."""
     low = Bound(scaling.min_replicas, "MinReplicas", f"minReplicas is {scaling.min_replicas}")
     high = Bound(scaling.max_replicas, "MaxReplicas", f"maxReplicas is {scaling.max_replicas}")
+    if scaling.schedules:
+        low, high = _scheduled(scaling, low, high, startup_s, now)
+    # A recommendation costs nothing, so nobody divides for it.
+    if allowance is not None and scaling.mode is Mode.AUTO and allowance.replicas < high.replicas:
+        because = f"the accelerator budget {allowance.budget} leaves {allowance.replicas}"
+        high = Bound(allowance.replicas, "AcceleratorBudget", because)
+        low = low if low.replicas <= high.replicas else high
+    return Bounds(low, high)
+
+
+def _scheduled(scaling: Scaling, low: Bound, high: Bound, startup_s: float | None, now: float) -> Bounds:
+    """The bounds with those of the windows that are open, or about to be."""
     early_s = (USUAL_STARTUP_S if startup_s is None else startup_s) + _SLACK_S
     is_open = [w for each in scaling.schedules if (w := open_window(each, now)) is not None]
     if is_open:
@@ -42,11 +54,6 @@ def bounds(scaling: Scaling, allowance: Allowance | None, startup_s: float | Non
     low = _highest(low, *(_within(scaling, window).low for window in coming))
     if low.replicas > high.replicas:
         high = low
-    # A recommendation costs nothing, so nobody divides for it.
-    if allowance is not None and scaling.mode is Mode.AUTO and allowance.replicas < high.replicas:
-        because = f"the accelerator budget {allowance.budget} leaves {allowance.replicas}"
-        high = Bound(allowance.replicas, "AcceleratorBudget", because)
-        low = low if low.replicas <= high.replicas else high
     return Bounds(low, high)
 
 

@@ -98,7 +98,7 @@ def advise(memory: ReplicasMemory, situation: Situation, sizing: Sizing | None, 
     # A fleet that is only being made cannot be idle: it would end the replica that it has just begun.
     is_loading = situation.num_live > situation.num_overdue and situation.num_ready == 0
     active_at = now if signals.active or is_loading or memory.active_at is None else memory.active_at
-    memory = _seen(memory.changed(active_at=active_at), situation, scaling, now)
+    memory = _seen(memory, situation, scaling, active_at, now)
     if scaling.mode is Mode.MANUAL and scaling.replicas is not None:
         return _settled(memory, scaling.replicas, "Manual", f"{_count(scaling.replicas)} asked for by hand")
     bound = bounds(scaling, situation.allowance, situation.startup_s, now)
@@ -144,24 +144,26 @@ def _sized(
     current: int,
     now: float,
 ) -> Advice:
-    needed, reason, because = sizing.needed, "MissesPredicted", _would_miss(sizing, current)
     queued_since = memory.queued_since if memory.queued_since is not None else now
-    memory = memory.changed(queued_since=queued_since if situation.catching_up else None)
-    if situation.catching_up > needed and now - queued_since >= _LASTING_QUEUE_S:
-        needed, reason = situation.catching_up, "Backlog"
-        because = f"{_requests(situation.signals.queue)} wait, {_count(needed)} work that off"
+    has_backlog = situation.catching_up > sizing.needed and now - queued_since >= _LASTING_QUEUE_S
+    needed = situation.catching_up if has_backlog else sizing.needed
     asked = needed + scaling.spare_replicas
     low, high = bound
     wanted = min(max(asked, low.replicas, 1), high.replicas)
+    memory = memory.changed(
+        queued_since=queued_since if situation.catching_up else None, up=memory.up if wanted > current else None
+    )
+    if asked <= wanted <= current:
+        return _lowered(memory, situation, sizing, scaling, low, current, now)
+    reason, because = "MissesPredicted", _would_miss(sizing, current)
+    if has_backlog:
+        reason, because = "Backlog", f"{_requests(situation.signals.queue)} wait, {_count(needed)} work that off"
     if wanted < asked:
         reason, because = high.reason, f"{because}; {high.because}"
     if wanted > current:
         raised = _raised(memory, situation, scaling, current, wanted, reason, because, now)
         return raised.changed(asked=asked)
-    memory = memory.changed(up=None)
-    if wanted < asked:
-        return _held(memory, current, reason, because, asked)
-    return _lowered(memory, situation, sizing, scaling, low, current, now)
+    return _held(memory, current, reason, because, asked)
 
 
 def _raised(
@@ -237,7 +239,9 @@ def _lowered(
     return _settled(memory, current - 1, "SpareCapacity", sentence)
 
 
-def _seen(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: float) -> ReplicasMemory:
+def _seen(
+    memory: ReplicasMemory, situation: Situation, scaling: Scaling, active_at: float, now: float
+) -> ReplicasMemory:
     """The memory of how well the world could be seen, and of how many replicas were wanted lately."""
     seen_at, whole_since = memory.seen_at, memory.whole_since
     if situation.signals.gateway_seen:
@@ -251,7 +255,7 @@ def _seen(memory: ReplicasMemory, situation: Situation, scaling: Scaling, now: f
         else:
             recent = takewhile(lambda peak: peak.at > now - _PEAK_SPAN_S, peaks)
             peaks = (Peak(at=now, replicas=memory.wanted), *recent)
-    return memory.changed(seen_at=seen_at, whole_since=whole_since, peaks=peaks)
+    return memory.changed(active_at=active_at, seen_at=seen_at, whole_since=whole_since, peaks=peaks)
 
 
 def _blind(memory: ReplicasMemory, current: int, high: int, scaling: Scaling, now: float) -> Advice:

@@ -4,6 +4,7 @@ Knows no writer: whether a status is new enough to be written is the shell's que
 changes only with its status, so that a world at rest gives the same status again.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from capstan_api import names
@@ -27,7 +28,7 @@ from capstan_api.status import (
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide.ledger import Ledger, Transition, quantile
 from capstan_operator.decide.limits.memory import LimitsMemory
-from capstan_operator.decide.limits.obedience import obedient
+from capstan_operator.decide.limits.obedience import different, limits_told
 from capstan_operator.decide.limits.trials import Trial
 from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.rollout import Plan
@@ -58,8 +59,8 @@ def report(
     spec, ledger = deployment.spec, memory.ledger
     ready, wanted = len(observation.with_phase(Phase.READY)), memory.replicas.wanted or 0
     results = [_slo_status(slo, signals, ledger) for slo in spec.slos]
-    num_applied, strays = _applied(observation, memory.limits)
-    effective = _effective(observation, memory, num_applied, spec.scaling.mode)
+    strays = _strays(observation, memory.limits)
+    effective = _effective(observation, memory, strays, spec.scaling.mode)
     scene = Scene(deployment, observation, memory, signals, plan, tuple(results), said, overdue, demand, strays, now)
     found = findings(scene)
     transitions = {kind: _transition(ledger.transitions.get(kind), f.status, now) for kind, f in found.items()}
@@ -132,25 +133,21 @@ def _slo_status(slo: Slo, signals: Signals, ledger: Ledger) -> SloStatus:
     )
 
 
-def _applied(observation: Observation, decided: LimitsMemory) -> tuple[int, tuple[Replica, ...]]:
-    """How many ready replicas have told of the limits that were decided, and which ones of others."""
-    ready, settled = observation.with_phase(Phase.READY), obedient(observation, decided)
-    if len(settled) == len(ready):
-        return len(ready), ()
-    told = [(r, r.limits) for r in ready if r.id not in settled and r.limits is not None]
-    strays = tuple([r for r, state in told if not decided.allows(r.id, state.limits, state.envelope)])
-    return len(settled) + len(told) - len(strays), strays
+def _strays(observation: Observation, decided: LimitsMemory) -> tuple[Replica, ...]:
+    """Ready replicas that have told of other limits than were decided."""
+    others = different(observation, decided)
+    return tuple([r for r, state in others if not decided.allows(r.id, state.limits, state.envelope)])
 
 
 def _effective(
-    observation: Observation, memory: Memory, num_applied: int, mode: Mode
+    observation: Observation, memory: Memory, strays: Sequence[Replica], mode: Mode
 ) -> EffectiveBatchLimits | None:
     """The limits that were decided; in mode Shadow those that the engines have by themselves."""
-    limits = memory.limits.limits
+    limits, num_applied = memory.limits.limits, len(limits_told(observation)) - len(strays)
     if mode is Mode.SHADOW:
-        told = [r.limits.limits for r in observation.with_phase(Phase.READY) if r.limits is not None]
-        limits = told[0] if told else None
-        num_applied = told.count(told[0]) if told else 0
+        theirs = [state.limits for _, state in limits_told(observation)]
+        limits = theirs[0] if theirs else None
+        num_applied = theirs.count(theirs[0]) if theirs else 0
     if limits is None:
         return None
     changed_at = memory.limits.changed_at if mode is not Mode.SHADOW else None
