@@ -4,9 +4,8 @@ The gateways come first, and are told of a departure before it begins; limits co
 protect what is being served. What is already so needs no action.
 """
 
-from collections.abc import Iterable, Iterator, Set
-from operator import attrgetter
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Set
+from typing import TypeAlias
 
 from capstan_api.replicas import ReplicaEntry, ReplicaState
 from capstan_api.scaling import Mode
@@ -31,7 +30,6 @@ from capstan_operator.decide.seen.observation import Observation, Phase
 _SHORTEST_LEASE_S, _LONGEST_LEASE_S = 30, 3600
 _LONGEST_REASON = 500
 _Row: TypeAlias = tuple[str, str, ReplicaState]
-_address: Final = attrgetter("id", "url")
 
 
 def actions(
@@ -53,7 +51,7 @@ def actions(
             StartReplica(id=i, revision=release.revision, args=release.args, cpu_millicores=release.cpu_millicores)
             for i in plan.start
         ]
-    rows = sorted(_rows(observation, set(plan.drain)))
+    rows = _rows(observation, set(plan.drain))
     unaware = tuple([g.id for g in observation.ready_gateways if g.table is not None and _entries(g.table) != rows])
     if unaware:
         wanted.append(Route(gateways=unaware, table=tuple(ReplicaEntry(id=i, url=u, state=s) for i, u, s in rows)))
@@ -65,13 +63,14 @@ def actions(
     return tuple(wanted)
 
 
-def _rows(observation: Observation, leaving: Set[str]) -> Iterator[_Row]:
-    """Of the table that gateways are to have; the `leaving` replicas get nothing new from now on."""
+def _rows(observation: Observation, leaving: Set[str]) -> list[_Row]:
+    """The table that gateways are to have; the `leaving` replicas get nothing new from now on."""
     ready, draining = ReplicaState.READY, ReplicaState.DRAINING
-    for phase, staying in ((Phase.READY, ready), (Phase.DRAINING, draining)):
-        for key, url in map(_address, observation.with_phase(phase)):
-            if url is not None:
-                yield key, url, draining if key in leaving else staying
+    rows = [(r.id, url, ready) for r in observation.with_phase(Phase.READY) if (url := r.url) is not None]
+    if leaving:
+        rows = [(key, url, draining if key in leaving else ready) for key, url, _ in rows]
+    rows += [(r.id, url, draining) for r in observation.with_phase(Phase.DRAINING) if (url := r.url) is not None]
+    return sorted(rows)
 
 
 def _entries(table: Iterable[ReplicaEntry]) -> list[_Row]:

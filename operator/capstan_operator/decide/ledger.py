@@ -156,7 +156,7 @@ class Ledger(Value):
     def budget_left(self, slo: Slo) -> float | None:
         """Share of the class's error budget that is left, negative when overdrawn; None without requests."""
         slots = self.budgets.get(slo.name, ())
-        total, good = sum(s.total for s in slots), sum(s.good for s in slots)
+        total, good = sum([s.total for s in slots]), sum([s.good for s in slots])
         allowed = total * (1 - float(slo.objective_percent) / 100)
         if total <= 0:
             return None

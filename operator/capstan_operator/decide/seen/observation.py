@@ -146,11 +146,10 @@ class Observation(Value):
     faults: tuple[str, ...] = ()
     """What could not be read, or was not believed, one clause each."""
 
+    @lifelong
     def with_phase(self, *phases: Phase) -> tuple[Replica, ...]:
-        """In the order of `replicas`."""
+        """In the order of `replicas`. Kept, because everybody asks."""
         present = _by_phase(self)
-        if len(phases) == 1:
-            return present.get(phases[0], ())
         found = [present[phase] for phase in phases if phase in present]
         if len(found) > 1:
             return tuple([replica for replica in self.replicas if replica.phase in phases])
@@ -163,12 +162,11 @@ class Observation(Value):
     @property
     def refused_starts(self) -> tuple[str, ...]:
         """Of `refused`, what keeps replicas from being started; a gateway that will not listen does not."""
-        return tuple(dict.fromkeys(clause for clause in self.refused if clause.startswith("StartReplica")))
+        return tuple(dict.fromkeys([clause for clause in self.refused if clause.startswith("StartReplica")]))
 
 
 @lifelong
 def _by_phase(observation: Observation) -> Mapping[Phase, tuple[Replica, ...]]:
-    """Kept, because everybody asks."""
     return {
         phase: tuple([replica for replica in observation.replicas if replica.phase is phase])
         for phase in {replica.phase for replica in observation.replicas}
