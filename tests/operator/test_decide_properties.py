@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from worlds import NOW, counters, deployment, engine_metrics, learnt, limits_state, observation, replica, samples
 
 from capstan_api.limits import BatchLimits
+from capstan_api.status import InferenceDeploymentStatus
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Decision, Memory, Observation, decide, render
 from capstan_operator.decide.actions import DrainReplica, SetLimits, StartReplica, StopReplica
@@ -92,6 +93,20 @@ def test_bounds_hold_whatever_is_observed(sequence: list[tuple[Observation, int]
         assert len(live) + len(started) <= max(len(live), 4 + 1)
         assert len(decision.memory.durable()) < 65_536
         memory, now = decision.memory, now + pause
+
+
+@settings(max_examples=40 * TIMES)
+@given(st.lists(looks(), min_size=1, max_size=4), st.sampled_from(["Auto", "Shadow"]))
+def test_the_status_is_the_one_that_its_contract_would_give(sequence: list[Observation], mode: str) -> None:
+    of = deployment(scaling={"minReplicas": 1, "maxReplicas": 4, "mode": mode})
+    memory = learnt(of)
+    for i, seen in enumerate(sequence):
+        decision = decide(of, seen, memory, NOW + i)
+        text = decision.status.model_dump_json()
+        validated = InferenceDeploymentStatus.model_validate_json(text)
+        assert decision.status == validated
+        assert text == validated.model_dump_json()
+        memory = decision.memory
 
 
 @settings(max_examples=40 * TIMES)
