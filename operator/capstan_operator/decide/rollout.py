@@ -41,16 +41,16 @@ def plan(
 
     `load` is the number of requests on each replica, `cache_value` the prompt tokens that its prefix cache saves.
     """
+    replicas, serving = tuple(replicas), Phase.READY
+    settled = [r for r in replicas if r.phase is serving and r.revision == revision]
+    if len(settled) == len(replicas) == wanted:
+        return Plan()
 
     def reluctance(replica: Replica) -> tuple[int, float, float, float, str]:
         """Sorts the best victim first: one that serves nobody, then least work, least cached, then youngest."""
         work, cached = load.get(replica.id, 0.0), cache_value.get(replica.id, 0.0)
         return (_PHASES.index(replica.phase), work, cached, -replica.created_at, replica.id)
 
-    replicas, serving = tuple(replicas), Phase.READY
-    settled = [r for r in replicas if r.phase is serving and r.revision == revision]
-    if len(settled) == len(replicas) == wanted:
-        return Plan()
     live = [r for r in replicas if r.phase is not Phase.DRAINING]
     new = [r for r in live if r.revision == revision]
     old = [r for r in live if r.revision != revision]
