@@ -35,5 +35,9 @@ def different(observation: Observation, memory: LimitsMemory) -> tuple[Teller, .
 def _different(observation: Observation, asked: tuple[int, int], on_trial: str | None) -> tuple[Teller, ...]:
     """Kept, because actions and status both ask."""
     return tuple(
-        [each for each in limits_told(observation) if figures(each[1].limits) != asked or each[0].id == on_trial]
+        [
+            (replica, state)
+            for replica, state in limits_told(observation)
+            if figures(state.limits) != asked or (on_trial is not None and replica.id == on_trial)
+        ]
     )
