@@ -7,6 +7,7 @@ travels as bytes: a bank holds thousands of numbers, and as text they would outw
 """
 
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from functools import cache
 from math import ceil, log
 from typing import Annotated, Any, Final
@@ -46,8 +47,14 @@ def sizes(max_replicas: int) -> Array:
     return made
 
 
-def curve(values: Array) -> bytes:
+def curve(values: Array | NDArray[np.float32]) -> bytes:
     return values.astype("<f4").tobytes()
+
+
+def curves(rows: Array | NDArray[np.float32]) -> tuple[bytes, ...]:
+    """One curve for each row of [N, F]."""
+    together, size = curve(rows), NUM_BYTES * rows.shape[1]
+    return tuple([together[i : i + size] for i in range(0, len(together), size)])
 
 
 def values(raw: bytes, num_fleets: int) -> Array:
@@ -59,3 +66,10 @@ def values(raw: bytes, num_fleets: int) -> Array:
         body = known[: num_fleets - 1] if len(known) > num_fleets else known[:-1]
         return np.concatenate([body, np.full(num_fleets - 1 - len(body), body[-1]), known[-1:]])
     return known
+
+
+def rows(curves: Sequence[bytes], num_fleets: int) -> NDArray[np.float32]:
+    """[N, F] The `values` of each curve, as exact as they are kept."""
+    size = NUM_BYTES * num_fleets
+    together = b"".join([raw if len(raw) == size else curve(values(raw, num_fleets)) for raw in curves])
+    return np.frombuffer(together, dtype="<f4").reshape(len(curves), num_fleets)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from capstan_operator.decide.curve import NUM_BYTES, Array, Curve, curve, values
+from capstan_operator.decide.curve import NUM_BYTES, Array, Curve, curves, rows
 from capstan_operator.decide.fleets.dispersion import Dispersion
 from capstan_operator.decide.fleets.latencies import Latencies
 from capstan_operator.decide.fleets.queues import Arrived, Class, Engine, Fleets, Queues
@@ -34,12 +34,11 @@ class Slot(Value):
     missed: tuple[Curve, ...]
 
     def plus(self, later: "Slot", num_fleets: int) -> "Slot":
-        both = zip(self.missed, later.missed, strict=True)
         return Slot.made(
             start=self.start,
             end=later.end,
             arrived=tuple(a + b for a, b in zip(self.arrived, later.arrived, strict=True)),
-            missed=tuple(curve(values(a, num_fleets) + values(b, num_fleets)) for a, b in both),
+            missed=curves(rows(self.missed, num_fleets) + rows(later.missed, num_fleets)),
         )
 
 
@@ -107,7 +106,7 @@ class Bank(Value):
             start=now - seconds,
             end=now,
             arrived=requests,
-            missed=tuple(curve(share[k] * requests[k]) for k in range(len(classes))),
+            missed=curves(share * np.array(requests)[:, None]),
         )
         slots = before.slots
         if slots and new.end - slots[-1].start <= span_s / NUM_SLOTS:
@@ -123,17 +122,15 @@ class Bank(Value):
             latencies=before.latencies.after(
                 requests, fleets.above_ttft, fleets.above_tpot, 0.5 ** (seconds / (_FRESH_SHARE * span_s))
             ),
-            last_missed=tuple(curve(row) for row in share),
+            last_missed=curves(share),
         )
 
     def misses(self, num_fleets: int) -> Misses:
         """What each fleet would have missed over the look-back."""
-        num_classes, size = len(self.classes), NUM_BYTES * num_fleets
+        num_classes = len(self.classes)
         requests = np.sum([slot.arrived for slot in self.slots], axis=0) if self.slots else np.zeros(num_classes)
-        rows = [row for slot in self.slots for row in slot.missed]
-        together = b"".join(row if len(row) == size else curve(values(row, num_fleets)) for row in rows)
-        of_slots = np.frombuffer(together, dtype="<f4").reshape(len(self.slots), num_classes, num_fleets)
-        missed = of_slots.sum(axis=0, dtype=np.float64)
+        of_slots = rows([row for slot in self.slots for row in slot.missed], num_fleets)
+        missed = of_slots.reshape(len(self.slots), num_classes, num_fleets).sum(axis=0, dtype=np.float64)
         seconds = self.slots[-1].end - self.slots[0].start if self.slots else 0.0
         return Misses(tuple(requests.tolist()), missed / np.maximum(requests, 1.0)[:, None], seconds)
 

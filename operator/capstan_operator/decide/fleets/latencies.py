@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from capstan_operator.decide.curve import Array, Curve
+from capstan_operator.decide.curve import NUM_BYTES, Array, Curve, curve
 from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.values import Value
 
@@ -53,10 +53,10 @@ class Latencies(Value):
         return Latencies.made(
             requests=tuple(kept * a + b for a, b in zip(older, requests, strict=True)),
             ttft=tuple(
-                _bytes(kept * _counts(raw, rows.shape) + num * rows)
+                _added(raw, kept, num * rows)
                 for raw, num, rows in zip(before, requests, ttft, strict=True)
             ),
-            tpot=_bytes(kept * _counts(self.tpot, tpot.shape) + sum(requests) * tpot),
+            tpot=_added(self.tpot, kept, sum(requests) * tpot),
         )
 
     def of_ttft(self, k: int, sizes: Array, fleet: float, share: float) -> Quantiles | None:
@@ -72,14 +72,11 @@ class Latencies(Value):
         return _quantiles(_TPOT_S, _at(self.tpot, sizes, fleet), sum(self.requests), share)
 
 
-def _bytes(counts: Array) -> bytes:
-    return counts.astype("<f4").tobytes()
-
-
-def _counts(raw: bytes, shape: tuple[int, ...]) -> Array:
-    """[G, F] Counts that were kept; none when they are of another number of fleets."""
-    known = np.frombuffer(raw, dtype="<f4").astype(np.float64)
-    return known.reshape(shape) if known.size == math.prod(shape) else np.zeros(shape)
+def _added(raw: Curve, kept: float, new: Array) -> Curve:
+    """The `new` counts [G, F] and a share of those before them, unless those are of another number of fleets."""
+    if len(raw) == NUM_BYTES * new.size:
+        new += np.multiply(np.frombuffer(raw, dtype="<f4").reshape(new.shape), kept, dtype=np.float64)
+    return curve(new)
 
 
 def _at(raw: bytes, sizes: Array, fleet: float) -> list[float]:

@@ -28,13 +28,15 @@ The surprising idea: the fleet of the real size is held against what really runs
 known before requests finish. Knows no objective, no look-back and no clock; time comes as a difference.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from capstan_operator.decide.curve import Array, Curve, curve, values
+from capstan_operator.decide.curve import Array, Curve, curves, rows
 from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.fleets.latencies import TPOT_S, TTFT_S
 from capstan_operator.decide.values import Value
@@ -45,6 +47,7 @@ _MOST_SLICES: Final = 60
 _SHORTEST_STEP_S: Final = 1e-5
 _LEAST_RATE: Final = 1e-9
 _LEAST_EXPONENT: Final = 1e-9
+_NEARLY: Final = 1 - 1e-6
 _TAIL: Final = 3.0
 _KV_FULL, _KV_OVERFULL = 0.9, 0.95
 # Of the longest TTFT threshold: a queue that is longer loses its clients as fast as it gets them. A fleet that was too
@@ -111,22 +114,38 @@ class Queues(Value):
     """By how much requests run longer than those that have finished: long answers are the last to be known."""
 
 
-class _FirstTokens(NamedTuple):
-    """[F] First tokens of one class in the newest slice."""
+class _Computed(NamedTuple):
+    """[F] Prompt tokens a second that are computed in one slice."""
 
+    tokens: Array
+    """Of all classes."""
+    served: Sequence[Array]
+    """Of each class and those that go before it."""
+    top: Array
+    """As many as could be."""
+    is_full: NDArray[np.bool_]
+    """Whether they are."""
     own_s: Array
     """TTFT of a prompt of mean length that finds nobody before it."""
-    least_s: Array
-    """With all that waits before it, as far as that is in time."""
+
+
+class _FirstTokens(NamedTuple):
+    """What first tokens of one class meet: [F] in one slice, or [S, F] in all of them."""
+
+    own_s: Array
+    """As in `_Computed`, and so are `served` and `top`."""
     alone_s: Array
     """With what more urgent classes have waiting before it."""
-    lost: Array
-    """Share for which no time is left."""
-    load: Array
-    pace: Array
-    """Of an idle fleet: how fast longer waits become rare, per second."""
-    beyond_s: Array
-    """What late ones wait beyond the threshold."""
+    over: Array
+    """Prompt tokens for which no time is left."""
+    few: Array
+    """How many requests they are of, those who give up first: for each one of mean length."""
+    speed: Array
+    """Prompt tokens a second by which what waits gets less."""
+    served: Array
+    top: Array
+    gap_s: Array
+    """Time between the tokens that follow."""
 
 
 class Fleets:
@@ -136,87 +155,84 @@ class Fleets:
         self, queues: Queues, sizes: Array, engine: Engine, classes: Sequence[Class], dispersion: float
     ) -> None:
         """`dispersion` is the index of it: 1 where requests come independently of each other."""
-        num_fleets = len(sizes)
-        self._stay = queues.stay
-        self._sizes, self._engine, self._classes = sizes, engine._replace(output=engine.output * queues.stay), classes
-        self._backlog = _rows(queues.backlog, len(classes), num_fleets)
-        self._in_time = _rows(queues.in_time, len(classes), num_fleets)
-        self._sequences = values(queues.sequences, num_fleets)
-        self._step_s = np.maximum(values(queues.step_s, num_fleets), _SHORTEST_STEP_S)
-        self._gap_s = values(queues.gap_s, num_fleets)
-        self._before, self._above, self._last, patience_s = _order(tuple(classes))
-        self._longest_wait_s = np.full(num_fleets, patience_s)
-        # The real one has the queue that it has.
-        self._longest_wait_s[0] = np.inf
+        num_classes = len(classes)
+        none = (b"",) * num_classes
+        kept = (*(queues.backlog or none), *(queues.in_time or none), queues.sequences, queues.step_s, queues.gap_s)
+        *by_class, self._sequences, step_s, self._gap_s = rows(kept, len(sizes)).astype(np.float64)
+        self._backlog, self._in_time = by_class[:num_classes], by_class[num_classes:]
+        self._step_s = np.maximum(step_s, _SHORTEST_STEP_S)
+        self._stay, self._output = queues.stay, engine.output * queues.stay
+        self._sizes, self._engine, self._classes = sizes, engine, classes
+        self._before, self._above, self._last, self._patience_s = _order(tuple(classes))
         self._places = self._places_of(sizes)
         self._tail = _TAIL * np.sqrt(np.maximum(1.0, sizes)) / dispersion
         self._typical = engine.prompt / max(engine.prompt, engine.long_prompt)
         """Of the requests whose tokens are lost: a prompt of mean length for one of those that are long."""
-        self._first: list[_FirstTokens] = []
-        self._rate = np.zeros(num_fleets)
-        """Prompt tokens a second that one replica computes at most."""
+        self.above_ttft: list[Array] = []
+        """[G, F] for each class: share of the newest arrivals whose TTFT is above each of the bounds."""
 
     @property
     def queues(self) -> Queues:
+        num_classes = len(self._classes)
+        kept = curves(np.array([*self._backlog, *self._in_time, self._sequences, self._step_s, self._gap_s]))
         return Queues.made(
-            backlog=tuple(curve(row) for row in self._backlog),
-            in_time=tuple(curve(row) for row in self._in_time),
-            sequences=curve(self._sequences),
-            step_s=curve(self._step_s),
-            gap_s=curve(self._gap_s),
+            backlog=kept[:num_classes],
+            in_time=kept[num_classes:-3],
+            sequences=kept[-3],
+            step_s=kept[-2],
+            gap_s=kept[-1],
             stay=self._stay,
         )
 
     def run(self, arrived: Sequence[Arrived], seconds: float) -> Array:
         """[K, F] Share of the arrivals of each class that each fleet misses."""
         num_slices = min(_MOST_SLICES, max(1, round(seconds / _SLICE_S)))
-        rates = self._before @ np.array([a.tokens for a in arrived]) / seconds
-        missed = sum(self._slice(rates, seconds / num_slices) for _ in range(num_slices))
-        return np.asarray(missed) / num_slices
-
-    @property
-    def above_ttft(self) -> Array:
-        """[K, G, F] Share of the newest arrivals whose TTFT is above each of the bounds."""
-        pairs = zip(self._classes, self._first, strict=True)
-        return np.array([_above(TTFT_S[:, None], first, of.ttft_s) for of, first in pairs])
+        h = seconds / num_slices
+        rates = (self._before @ np.array([a.tokens for a in arrived]) / seconds).tolist()
+        slices = [self._slice(rates, h) for _ in range(num_slices)]
+        missed = []
+        for k, in_slices in enumerate(zip(*slices, strict=True)):
+            first = _FirstTokens(*np.array(list(zip(*in_slices, strict=True))))
+            missed.append(self._missed(k, first, self._new(k, rates) * h).sum(axis=0))
+        return np.array(missed) / num_slices
 
     @property
     def above_tpot(self) -> Array:
         """[G, F] Likewise of the TPOT, of all classes."""
         return (self._gap_s > TPOT_S[:, None]).astype(np.float64)
 
-    def _slice(self, rates: Array, h: float) -> Array:
+    def _slice(self, rates: Sequence[float], h: float) -> list[_FirstTokens]:
         engine, sizes, n = self._engine, self._sizes, self._sequences
         a, _, c, d, _ = engine.model.coefficients
         own = n / sizes
-        waiting = self._backlog[self._last]
         base_s = np.maximum(_SHORTEST_STEP_S, a + (c + d * engine.context) * own)
         room = (engine.full_s - base_s) / engine.token_s
         chunk = np.maximum(np.minimum(engine.budget - own, room), 1.0)
         full_s = base_s + engine.token_s * chunk
         top = sizes * chunk / full_s
 
-        wanted = waiting / h + rates[self._last]
+        wanted = self._backlog[self._last] / h + rates[self._last]
         free = np.maximum(0.0, self._places - n)
-        leaving = n / (engine.output * self._step_s)
+        leaving = n / (self._output * self._step_s)
         computed = np.minimum(np.minimum(wanted, top), engine.prompt * (free / h + leaving))
-        # [K, F]: what goes before the others is computed first, and nobody waits for ever.
-        queued = np.minimum(self._backlog + rates[:, None] * h, top * self._longest_wait_s)
-        served = np.minimum(queued / h, computed)
-        self._backlog = queued - served * h
+        # What goes before the others is computed first, and nobody waits for ever.
+        longest = top * self._patience_s
+        # The real one has the queue that it has.
+        longest[0] = np.inf
+        queued = [np.minimum(backlog + rate * h, longest) for backlog, rate in zip(self._backlog, rates, strict=True)]
+        served = [np.minimum(each / h, computed) for each in queued]
+        self._backlog = [each - gone * h for each, gone in zip(queued, served, strict=True)]
 
         busy = np.minimum(engine.token_s * computed / sizes, 0.999)
-        is_full = computed >= top * (1 - 1e-6)
+        is_full = computed >= top * _NEARLY
         step_s = np.where(is_full, full_s, np.minimum(full_s, base_s / (1 - busy)))
+        answer_s = self._output * step_s
         self._step_s = step_s
-        finishing = n * h / (engine.output * step_s)
-        self._sequences = np.maximum(0.0, n + computed * h / engine.prompt - finishing)
-        self._gap_s += (step_s - self._gap_s) * np.minimum(1.0, h / (_ANSWER_SHARE * engine.output * step_s))
-        self._rate = rate = top / sizes
-        own_s = np.maximum(step_s, engine.prompt / rate) + step_s / 2
-        self._first = [self._first_tokens(k, rates, served, computed, top, own_s, h) for k in range(len(self._classes))]
-        pairs = zip(self._classes, self._first, strict=True)
-        return np.array([self._missed(of_class, first) for of_class, first in pairs])
+        self._sequences = np.maximum(0.0, n + computed * h / engine.prompt - n * h / answer_s)
+        self._gap_s = self._gap_s + (step_s - self._gap_s) * np.minimum(1.0, h / _ANSWER_SHARE / answer_s)
+        own_s = np.maximum(step_s, engine.prompt / (top / sizes)) + step_s / 2
+        of_all = _Computed(computed, served, top, is_full, own_s)
+        return [self._first_tokens(k, of_all, rates, h) for k in range(len(self._classes))]
 
     def _places_of(self, sizes: Array) -> Array:
         """[F] Requests that may run at the same time."""
@@ -225,50 +241,70 @@ class Fleets:
             most = min(most, _KV_FULL * engine.kv_tokens / engine.context)
         return sizes * most
 
-    def _first_tokens(
-        self, k: int, rates: Array, served: Array, computed: Array, top: Array, own_s: Array, h: float
-    ) -> _FirstTokens:
+    def _first_tokens(self, k: int, of_all: _Computed, rates: Sequence[float], h: float) -> _FirstTokens:
         """Those of class `k`, after what it has in time got its share of what was computed."""
-        above, threshold_s, rate = self._above[k], self._classes[k].ttft_s, rates[k]
-        ahead, free, got = np.zeros_like(top), top, computed
+        own_s, above = of_all.own_s, self._above[k]
+        behind, free, got, is_short = self._backlog[k], of_all.top, of_all.tokens, of_all.is_full
         if above is not None:
-            ahead, rate = self._backlog[above], rate - rates[above]
-            free, got = top - rates[above], np.maximum(0.0, computed - served[above])
-        behind = self._backlog[k] - ahead
+            ahead = self._backlog[above]
+            behind, free, got = behind - ahead, free - rates[above], np.maximum(0.0, got - of_all.served[above])
+            is_short = got >= free * _NEARLY
         # While others wait for places or KV, less is computed than could be.
-        pace = np.maximum(np.where(behind > 0, got, free), _LEAST_RATE)
-        waiting = self._in_time[k] + rate * h
+        speed = np.maximum(np.where(behind > 0, got, free), _LEAST_RATE)
+        waiting = self._in_time[k] + self._new(k, rates) * h
         waiting = waiting - np.minimum(waiting, got * h)
-        lost = np.zeros_like(top)
-        if threshold_s < np.inf:
-            over = np.maximum(0.0, waiting - np.maximum(0.0, (threshold_s - own_s) * pace - ahead))
-            waiting = waiting - over
-            tokens = np.minimum(1.0, over / max(rate * h, _LEAST_RATE))
-            # Those with the longest prompts give up first, where it is time to compute that is short.
-            few = np.where(got >= free * (1 - 1e-6), self._typical, 1.0)
-            lost = tokens * (few + (1 - few) * tokens)
-        self._in_time[k] = np.maximum(0.0, np.minimum(waiting, behind))
-        load = np.minimum(1.0, served[k] / top)
+        most = (self._classes[k].ttft_s - own_s) * speed
+        over = np.maximum(0.0, waiting - np.maximum(0.0, most if above is None else most - ahead))
+        self._in_time[k] = np.maximum(0.0, np.minimum(waiting - over, behind))
         return _FirstTokens(
             own_s=own_s,
-            least_s=own_s + (ahead + self._in_time[k]) / pace,
-            alone_s=own_s + ahead / pace,
-            lost=lost,
-            load=load,
-            pace=self._tail * self._rate / self._engine.long_prompt,
-            beyond_s=own_s + self._backlog[k] / top,
+            alone_s=own_s if above is None else own_s + ahead / speed,
+            over=over,
+            # Those with the longest prompts give up first, where it is time to compute that is short.
+            few=np.where(is_short, self._typical, 1.0),
+            speed=speed,
+            served=of_all.served[k],
+            top=of_all.top,
+            gap_s=self._gap_s,
         )
 
-    def _missed(self, threshold: Class, first: _FirstTokens) -> Array:
-        """[F] Share of the class that is late, by either threshold."""
-        late: Array = (self._gap_s > threshold.tpot_s).astype(np.float64)
-        if threshold.ttft_s == np.inf:
-            return late
-        queued = _late(threshold.ttft_s, first)
+    def _new(self, k: int, rates: Sequence[float]) -> float:
+        """Prompt tokens a second of class `k` itself."""
+        above = self._above[k]
+        return rates[k] if above is None else rates[k] - rates[above]
+
+    def _missed(self, k: int, first: _FirstTokens, new: float) -> Array:
+        """[S, F] Share of class `k` that is late by either threshold; `new` prompt tokens of it came in each slice."""
+        engine, threshold = self._engine, self._classes[k]
+        rate = first.top / self._sizes
+        load = np.minimum(1.0, first.served / first.top)
+        pace = self._tail * rate / engine.long_prompt
+        spare_s = np.maximum(0.0, threshold.ttft_s - first.alone_s)
+        slow: Array = (first.gap_s > threshold.tpot_s).astype(np.float64)
+        late = np.zeros_like(slow)
+        if threshold.ttft_s < np.inf:
+            tokens = np.minimum(1.0, first.over / max(new, _LEAST_RATE))
+            lost = tokens * (first.few + (1 - first.few) * tokens)
+            late = np.where(first.own_s >= threshold.ttft_s, 1.0, np.maximum(lost, _unlucky(load, pace * spare_s)))
+        self.above_ttft.append(self._longer(k, first, load[-1], pace[-1], late[-1]))
         # Who has not waited may bring a prompt that takes too long by itself: no number of replicas helps it.
-        spare_tokens = np.maximum(0.0, threshold.ttft_s - first.alone_s) * self._rate + self._engine.prompt
-        alone = np.exp(-2 * spare_tokens / self._engine.long_prompt)
-        return np.maximum(late, queued + (1 - queued) * alone)
+        alone = np.exp((spare_s * rate + engine.prompt) / (-engine.long_prompt / 2))
+        return np.maximum(slow, late + (1 - late) * alone)
+
+    def _longer(self, k: int, first: _FirstTokens, load: Array, pace: Array, late: Array) -> Array:
+        """[G, F] Share of class `k` with a longer TTFT than each bound in the newest slice.
+
+        The `late` ones wait for what the others leave, who find `load` before them and rarely wait for long, by `pace`.
+        """
+        own_s, speed, above, threshold_s = first.own_s[-1], first.speed[-1], self._above[k], self._classes[k].ttft_s
+        ahead = self._in_time[k] if above is None else self._backlog[above] + self._in_time[k]
+        beyond_s = own_s + self._backlog[k] / first.top[-1]
+        num_below = bisect_left(TTFT_S, threshold_s)
+        slack_s = TTFT_S[:num_below, None] - (own_s + ahead / speed)
+        # If nobody yielded: all below the least one, then ever fewer.
+        slower = np.where(slack_s < 0, 1.0, load * np.exp((load - 1) * pace * np.maximum(slack_s, 0.0)))
+        beyond = late * np.exp((threshold_s - TTFT_S[num_below:, None]) / beyond_s)
+        return np.concatenate([np.maximum(late, slower), beyond])
 
     def correct(self, running: float, seconds: float) -> None:
         """Draw all fleets towards what really runs, in the proportion in which the one of the real size is off."""
@@ -283,12 +319,7 @@ class Fleets:
             excess = np.maximum(0.0, self._sequences - held)
             self._sequences = self._sequences - excess
             # Preempted: the newest of the least urgent class is computed again.
-            self._backlog[self._last] += excess * self._engine.prompt
-
-
-def _rows(curves: Sequence[Curve], num_classes: int, num_fleets: int) -> Array:
-    """[K, F]"""
-    return np.array([values(row, num_fleets) for row in curves or (b"",) * num_classes])
+            self._backlog[self._last] = self._backlog[self._last] + excess * self._engine.prompt
 
 
 @lru_cache(maxsize=1024)
@@ -307,29 +338,10 @@ def _order(classes: tuple[Class, ...]) -> tuple[Array, tuple[int | None, ...], i
     return before, tuple(above), int(np.argmin(urgency)), patience_s
 
 
-def _slower(ttft_s: float | Array, first: _FirstTokens) -> Array:
-    """Share of requests that would have a longer TTFT if nobody yielded: all below the least one, then ever fewer."""
-    slack_s = ttft_s - first.least_s
-    rare = np.exp(-(1 - first.load) * first.pace * np.maximum(slack_s, 0.0))
-    slower: Array = np.where(slack_s < 0, 1.0, first.load * rare)
-    return slower
-
-
-def _late(threshold_s: float, first: _FirstTokens) -> Array:
-    """Share of requests that miss their threshold, those that are late yielding to the others."""
+def _unlucky(load: Array, slack: Array) -> Array:
+    """Share of requests that are late by chance, those that are late yielding to the others."""
     # (1 − ρ)·Ω / (1 − ρ·Ω), without its gap at ρ = 1, of all the time that there is: a queue of those in time is never
     # longer than that, and what finds it full has been counted as lost.
-    slack, load = first.pace * np.maximum(0.0, threshold_s - first.alone_s), first.load
-    exponent = np.maximum((1 - load) * slack, _LEAST_EXPONENT)
-    unlucky = load * np.exp(-exponent) / (1 + load + load**2 * slack * -np.expm1(-exponent) / exponent)
-    late: Array = np.where(first.own_s >= threshold_s, 1.0, np.maximum(first.lost, unlucky))
-    return late
-
-
-def _above(ttft_s: Array, first: _FirstTokens, threshold_s: float) -> Array:
-    """[G, F] Share of requests with a longer TTFT than each bound; the late ones wait for what the others leave."""
-    if threshold_s == np.inf:
-        return _slower(ttft_s, first)
-    late = _late(threshold_s, first)
-    beyond = late * np.exp(-np.maximum(0.0, ttft_s - threshold_s) / first.beyond_s)
-    return np.where(ttft_s < threshold_s, np.maximum(late, _slower(ttft_s, first)), beyond)
+    exponent = np.minimum((load - 1) * slack, -_LEAST_EXPONENT)
+    share: Array = load * np.exp(exponent) / (1 + load + load**2 * slack * np.expm1(exponent) / exponent)
+    return share
