@@ -11,6 +11,7 @@ night teaches it nothing and costs it nothing.
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from typing import Final
 
 import numpy as np
@@ -31,8 +32,8 @@ _FIRST_BATCH: Final = 32
 _BATCH: Final = 128
 _NUM_FEATURES = 5
 # Seconds, and the counts of a step: what is not between the two is damage or malice.
-_LEAST: Final[Array] = np.array([1e-6, 0, 0, 0, 0])
-_TOO_MUCH: Final[Array] = np.array([600, 1e9, 1e9, 1e9, 1e9])
+_LEAST: Final[Array] = np.array([[1e-6], [0], [0], [0], [0]])
+_TOO_MUCH: Final[Array] = np.array([[600], [1e9], [1e9], [1e9], [1e9]])
 _USUAL: Final = (1.0, 256.0, 16.0, 16_000.0, 131_072.0)
 """Features of a step as they come: what a given model is taken to have been measured with."""
 _GIVEN_ERROR: Final = 0.1
@@ -91,12 +92,13 @@ class EngineModel(Value):
         """The model after these samples, or rows [N, 7] of such; unbelievable ones are left out."""
         # The number of a step and its time say nothing of its cost.
         steps = np.asarray(samples, dtype=np.float64).reshape(-1, 2 + _NUM_FEATURES)[:, 2:]
-        sane = ((steps >= _LEAST) & (steps < _TOO_MUCH)).all(1) & (steps[:, 1] + steps[:, 2] > 0)
+        columns = steps.T.copy()
+        sane = ((columns >= _LEAST) & (columns < _TOO_MUCH)).all(0) & (columns[1] + columns[2] > 0)
         model = self
         while len(steps):
             # How far a model is off can only be told of one that predicts: the sooner, the better.
             size = _BATCH if model.is_usable else _FIRST_BATCH
-            if (batch := steps[:size][sane[:size]]).size:
+            if (batch := steps[:size].compress(sane[:size], axis=0)).size:
                 model = model._after(batch)
             steps, sane = steps[size:], sane[size:]
         return model
@@ -114,7 +116,7 @@ class EngineModel(Value):
         off = np.abs(seconds - predicted) / scale
         trusted = _HUBER_ERRORS * max(self.error, _SMALLEST_ERROR)
         total_s = seconds.sum()
-        kept = np.exp((np.cumsum(seconds) - total_s) / MEMORY_S)
+        kept = np.exp((seconds.cumsum() - total_s) / MEMORY_S)
         weight = np.minimum(1.0, trusted / np.maximum(off, 1e-12)) / scale**2 * kept
         all_kept = float(np.exp(-total_s / MEMORY_S))
         gram = (all_kept * np.array(self.gram) + (features * weight[:, None]).T @ features).tolist()
@@ -122,7 +124,7 @@ class EngineModel(Value):
         error = self.error
         if is_usable:
             share = 1 - (1 - _ERROR_SHARE) ** len(off)
-            error += share * (float(np.minimum(off, 1.0).mean()) - error)
+            error += share * (float(np.minimum(off, 1.0).sum()) / len(off) - error)
         return EngineModel.made(
             coefficients=_fitted(gram, moment),
             gram=tuple(map(tuple, gram)),
@@ -133,7 +135,7 @@ class EngineModel(Value):
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(x * y for x, y in zip(a, b, strict=True))
+    return sum(map(mul, a, b))
 
 
 def _fitted(gram: Sequence[Sequence[float]], moment: Sequence[float]) -> tuple[float, ...]:
@@ -150,33 +152,38 @@ def _fitted(gram: Sequence[Sequence[float]], moment: Sequence[float]) -> tuple[f
     while open_sets:
         subset = sorted(open_sets.pop())
         # Scaled to ones on the diagonal, because seconds per step and per pair differ by many digits.
-        matrix = [[gram[i][j] / (scales[i] * scales[j]) + _RIDGE * (i == j) for j in subset] for i in subset]
+        matrix = [[gram[i][j] / (scales[i] * scales[j]) for j in subset] for i in subset]
+        for place, row in enumerate(matrix):
+            row[place] += _RIDGE
         target = [moment[i] / scales[i] for i in subset]
         solution = _solved(matrix, target[:])
         if (gain := _dot(solution, target)) <= explained:
             continue
-        unwelcome = [i for i, coefficient in zip(subset, solution, strict=True) if coefficient < 0]
-        if not unwelcome:
+        if min(solution) >= 0:
             best, explained = dict(zip(subset, solution, strict=True)), gain
+            continue
+        unwelcome = [i for i, coefficient in zip(subset, solution, strict=True) if coefficient < 0]
         smaller = {frozenset(subset) - {i} for i in unwelcome} - met
         met |= smaller
         open_sets += sorted(smaller, key=sorted)
-    return tuple(best.get(i, 0.0) / scales[i] if scales[i] > 0 else 0.0 for i in range(_NUM_FEATURES))
+    return tuple([best.get(i, 0.0) / scales[i] if scales[i] > 0 else 0.0 for i in range(_NUM_FEATURES)])
 
 
 def _solved(matrix: list[list[float]], target: list[float]) -> list[float]:
     """The solution of a small positive definite system, by elimination in place."""
     size = len(target)
-    for pivot in range(size):
-        upper = matrix[pivot]
-        for row in range(pivot + 1, size):
+    for pivot, upper in enumerate(matrix):
+        later = range(pivot + 1, size)
+        for row in later:
             lower = matrix[row]
             factor = lower[pivot] / upper[pivot]
             target[row] -= factor * target[pivot]
-            for column in range(pivot, size):
+            for column in later:
                 lower[column] -= factor * upper[column]
     solution = [0.0] * size
     for row in reversed(range(size)):
-        known = _dot(matrix[row][row + 1 :], solution[row + 1 :])
-        solution[row] = (target[row] - known) / matrix[row][row]
+        upper, known = matrix[row], 0.0
+        for column in range(row + 1, size):
+            known += upper[column] * solution[column]
+        solution[row] = (target[row] - known) / upper[row]
     return solution
