@@ -41,6 +41,7 @@ _REAL_QUEUE = 0.6
 _CATCH_UP_S, _MOST_CATCHING_UP = 45.0, 1.4
 # An objective of 100 % allows nothing; a fleet that misses less than this misses nothing.
 _LEAST_ALLOWED = 0.001
+_NOTHING_COUNTED = ClassCounters()
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Outlook:
         if reading.seconds <= 0 or not (self.model.is_usable and lengths.is_known) or limits.limits is None:
             return memory.bank, memory.feedback
         seen, fleets, slos = reading.signals, self._sizes, self.spec.slos
-        deltas = [reading.delta.get(slo.name, ClassCounters()) for slo in slos]
+        deltas = [reading.delta.get(slo.name, _NOTHING_COUNTED) for slo in slos]
         bank = memory.bank.advanced(
             fleets,
             self._engine(limits),
@@ -94,6 +95,7 @@ class Outlook:
             num_ready=seen.num_serving,
         )
         before = memory.feedback if memory.bank.classes == bank.classes else ()
+        is_queueing = self._limits_situation.is_queueing
         feedback = tuple(
             each.learn(
                 seen=counted.slo_total,
@@ -101,7 +103,7 @@ class Outlook:
                 told=counted.arrived,
                 told_missed=share * counted.arrived,
                 seconds=reading.seconds,
-                is_queueing=self._limits_situation.is_queueing,
+                is_queueing=is_queueing,
             )
             for each, counted, share in zip(before or (Feedback(),) * len(slos), deltas, bank.told, strict=True)
         )
@@ -200,15 +202,15 @@ class Outlook:
     def _engine(self, limits: LimitsMemory) -> Engine:
         lengths, envelope, full_s = self.reading.lengths, self.args.envelope, limits.longest_s(self._limits_situation)
         is_adjusted = self.spec.scaling.batch_limits.mode is not LimitsMode.FIXED and full_s < inf
-        # What the real fleet's budget is now says how many sequences that one has, and not what others would have.
-        most = envelope.top if is_adjusted else limits.limits or envelope.top
+        decided = limits.limits or envelope.top
         return Engine(
             model=self.model,
             token_s=max(1e-9, self.shape.token_seconds(self.model, lengths.prompt)),
-            budget=most.max_batched_tokens,
+            # What the real fleet's budget is now says how many sequences that one has, and not what others would have.
+            budget=envelope.max_batched_tokens if is_adjusted else decided.max_batched_tokens,
             full_s=full_s if is_adjusted else inf,
             kv_tokens=self._kv_tokens,
-            max_sequences=(limits.limits or envelope.top).max_sequences,
+            max_sequences=decided.max_sequences,
             prompt=lengths.computed_prompt,
             long_prompt=self.shape.long_prompt(lengths.computed_prompt),
             output=max(1.0, lengths.output),
@@ -229,11 +231,11 @@ class Outlook:
         ended = late = begun = late_first = 0.0
         for slo in self.spec.slos:
             if slo.ttft:
-                ttft = self.reading.delta.get(slo.name, ClassCounters()).ttft
+                ttft = self.reading.delta.get(slo.name, _NOTHING_COUNTED).ttft
                 begun += ttft.total
                 late_first += ttft.above(slo.ttft.threshold_milliseconds / 1000) / _allowed(slo)
         for slo, threshold_s in with_tpot:
-            tpot = self.reading.delta.get(slo.name, ClassCounters()).tpot
+            tpot = self.reading.delta.get(slo.name, _NOTHING_COUNTED).tpot
             ended += tpot.total
             late += tpot.above(threshold_s) / (TPOT_SHARE * _allowed(slo))
         return Target.made(

@@ -128,11 +128,12 @@ class Bank(Value):
     def misses(self, num_fleets: int) -> Misses:
         """What each fleet would have missed over the look-back."""
         num_classes = len(self.classes)
-        requests = np.sum([slot.arrived for slot in self.slots], axis=0) if self.slots else np.zeros(num_classes)
+        arrived = [slot.arrived for slot in self.slots] or [(0.0,) * num_classes]
+        requests = tuple(map(sum, zip(*arrived, strict=True)))
         of_slots = rows([row for slot in self.slots for row in slot.missed], num_fleets)
         missed = of_slots.reshape(len(self.slots), num_classes, num_fleets).sum(axis=0, dtype=np.float64)
         seconds = self.slots[-1].end - self.slots[0].start if self.slots else 0.0
-        return Misses(tuple(requests.tolist()), missed / np.maximum(requests, 1.0)[:, None], seconds)
+        return Misses(requests, missed / np.array([[max(each, 1.0)] for each in requests]), seconds)
 
     def growth(self, seconds: float) -> float:
         """By what factor more requests came in the last `seconds` than in those before them; 1 where that is not known.

@@ -11,7 +11,6 @@ night teaches it nothing and costs it nothing.
 
 import math
 from collections.abc import Sequence
-from operator import mul
 from typing import Final
 
 import numpy as np
@@ -135,7 +134,7 @@ class EngineModel(Value):
 
 
 def _dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(map(mul, a, b))
+    return sum([x * y for x, y in zip(a, b, strict=True)])
 
 
 def _fitted(gram: Sequence[Sequence[float]], moment: Sequence[float]) -> tuple[float, ...]:

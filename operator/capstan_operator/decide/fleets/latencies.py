@@ -8,7 +8,7 @@ what a reader wants to know of a latency is its order and its first digit.
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -44,7 +44,7 @@ class Latencies(Value):
     tpot: Curve = b""
     """[G, F] requests of all classes above the bounds `TPOT_S`."""
 
-    def after(self, requests: Sequence[float], ttft: Array, tpot: Array, kept: float) -> "Latencies":
+    def after(self, requests: Sequence[float], ttft: Iterable[Array], tpot: Array, kept: float) -> "Latencies":
         """The counts after `requests` of each class, of which shares `ttft` [K, G, F] and `tpot` [G, F] were above the
         bounds; `kept` is the share of the older ones that still counts.
         """
@@ -52,10 +52,7 @@ class Latencies(Value):
         older = self.requests if len(self.requests) == len(requests) else (0.0,) * len(requests)
         return Latencies.made(
             requests=tuple(kept * a + b for a, b in zip(older, requests, strict=True)),
-            ttft=tuple(
-                _added(raw, kept, num * rows)
-                for raw, num, rows in zip(before, requests, ttft, strict=True)
-            ),
+            ttft=tuple(_added(raw, kept, num * rows) for raw, num, rows in zip(before, requests, ttft, strict=True)),
             tpot=_added(self.tpot, kept, sum(requests) * tpot),
         )
 

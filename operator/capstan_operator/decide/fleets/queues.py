@@ -158,9 +158,9 @@ class Fleets:
         num_classes = len(classes)
         none = (b"",) * num_classes
         kept = (*(queues.backlog or none), *(queues.in_time or none), queues.sequences, queues.step_s, queues.gap_s)
-        *by_class, self._sequences, step_s, self._gap_s = rows(kept, len(sizes)).astype(np.float64)
-        self._backlog, self._in_time = by_class[:num_classes], by_class[num_classes:]
-        self._step_s = np.maximum(step_s, _SHORTEST_STEP_S)
+        state: list[Array] = list(rows(kept, len(sizes)).astype(np.float64))
+        self._backlog, self._in_time = state[:num_classes], state[num_classes:-3]
+        self._sequences, self._step_s, self._gap_s = state[-3], np.maximum(state[-2], _SHORTEST_STEP_S), state[-1]
         self._stay, self._output = queues.stay, engine.output * queues.stay
         self._sizes, self._engine, self._classes = sizes, engine, classes
         self._before, self._above, self._last, self._patience_s = _order(tuple(classes))
@@ -225,7 +225,8 @@ class Fleets:
 
         busy = np.minimum(engine.token_s * computed / sizes, 0.999)
         is_full = computed >= top * _NEARLY
-        step_s = np.where(is_full, full_s, np.minimum(full_s, base_s / (1 - busy)))
+        step_s = np.minimum(full_s, base_s / (1 - busy))
+        np.copyto(step_s, full_s, where=is_full)
         answer_s = self._output * step_s
         self._step_s = step_s
         self._sequences = np.maximum(0.0, n + computed * h / engine.prompt - n * h / answer_s)
@@ -281,11 +282,13 @@ class Fleets:
         pace = self._tail * rate / engine.long_prompt
         spare_s = np.maximum(0.0, threshold.ttft_s - first.alone_s)
         slow: Array = (first.gap_s > threshold.tpot_s).astype(np.float64)
-        late = np.zeros_like(slow)
-        if threshold.ttft_s < np.inf:
+        if threshold.ttft_s == np.inf:
+            late = np.zeros(slow.shape)
+        else:
             tokens = np.minimum(1.0, first.over / max(new, _LEAST_RATE))
             lost = tokens * (first.few + (1 - first.few) * tokens)
-            late = np.where(first.own_s >= threshold.ttft_s, 1.0, np.maximum(lost, _unlucky(load, pace * spare_s)))
+            late = np.maximum(lost, _unlucky(load, pace * spare_s))
+            late[first.own_s >= threshold.ttft_s] = 1.0
         self.above_ttft.append(self._longer(k, first, load[-1], pace[-1], late[-1]))
         # Who has not waited may bring a prompt that takes too long by itself: no number of replicas helps it.
         alone = np.exp((spare_s * rate + engine.prompt) / (-engine.long_prompt / 2))

@@ -135,16 +135,15 @@ def size(
     # for every larger one too, or a replica would go although the rest would miss.
     shares = misses.shares.copy()
     shares[:, 1:] = np.maximum.accumulate(shares[:, :0:-1], axis=1)[:, ::-1]
-    misses = misses._replace(shares=shares)
-    unavoidable = [float(of_class[-1]) for of_class in misses.shares]
+    unavoidable = shares[:, -1].tolist()
     ups = [max(share, lost + _BEYOND_SHARE * share) for share, lost in zip(allowed, unavoidable, strict=True)]
     needed, safe, binding = 1, 1, 0
     for k, (permitted, lost, up) in enumerate(zip(allowed, unavoidable, ups, strict=True)):
         down = max(_SAFE_SHARE * permitted, lost + _SAFE_SHARE * _BEYOND_SHARE * permitted)
-        asked = _fewest(misses.shares[k], sizes, up, factor)
+        asked = _fewest(shares[k], sizes, up, factor)
         if asked > needed:
             needed, binding = asked, k
-        safe = max(safe, _fewest(misses.shares[k], sizes, down, growth * factor))
+        safe = max(safe, _fewest(shares[k], sizes, down, growth * factor))
     return Sizing(
         needed=needed,
         safe=max(safe, needed),
@@ -155,7 +154,7 @@ def size(
         seconds=misses.seconds,
         names=bank.classes,
         sizes=sizes,
-        misses=misses,
+        misses=Misses(misses.requests, shares, misses.seconds),
         rise=rise,
         growth=growth,
     )
