@@ -71,9 +71,9 @@ class Latencies(Value):
 
 def _added(raw: Curve, kept: float, new: Array) -> Curve:
     """The `new` counts [G, F] and a share of those before them, unless those are of another number of fleets."""
-    if len(raw) == NUM_BYTES * new.size:
-        new += np.multiply(np.frombuffer(raw, dtype="<f4").reshape(new.shape), kept, dtype=np.float64)
-    return curve(new)
+    if len(raw) != NUM_BYTES * new.size:
+        return curve(new)
+    return curve(new + np.multiply(np.frombuffer(raw, dtype="<f4").reshape(new.shape), kept, dtype=np.float64))
 
 
 def _at(raw: bytes, sizes: Array, fleet: float) -> list[float]:

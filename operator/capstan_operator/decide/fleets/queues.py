@@ -139,7 +139,7 @@ class _FirstTokens(NamedTuple):
     over: Array
     """Prompt tokens for which no time is left."""
     few: Array
-    """How many requests they are of, those who give up first: for each one of mean length."""
+    """How many requests they are of as long as few give up, for each one of mean length."""
     speed: Array
     """Prompt tokens a second by which what waits gets less."""
     served: Array
@@ -279,6 +279,7 @@ class Fleets:
         engine, threshold = self._engine, self._classes[k]
         rate = first.top / self._sizes
         load = np.minimum(1.0, first.served / first.top)
+        # Of an idle fleet: how fast longer waits become rare, per second.
         pace = self._tail * rate / engine.long_prompt
         spare_s = np.maximum(0.0, threshold.ttft_s - first.alone_s)
         slow: Array = (first.gap_s > threshold.tpot_s).astype(np.float64)
@@ -295,16 +296,16 @@ class Fleets:
         return np.maximum(slow, late + (1 - late) * alone)
 
     def _longer(self, k: int, first: _FirstTokens, load: Array, pace: Array, late: Array) -> Array:
-        """[G, F] Share of class `k` with a longer TTFT than each bound in the newest slice.
+        """[G, F] Share of class `k` with a longer TTFT than each bound; the late ones wait for what the others leave.
 
-        The `late` ones wait for what the others leave, who find `load` before them and rarely wait for long, by `pace`.
+        Of the newest slice, as `load`, `pace` and those that are `late` by the class's own threshold are.
         """
         own_s, speed, above, threshold_s = first.own_s[-1], first.speed[-1], self._above[k], self._classes[k].ttft_s
         ahead = self._in_time[k] if above is None else self._backlog[above] + self._in_time[k]
         beyond_s = own_s + self._backlog[k] / first.top[-1]
         num_below = bisect_left(TTFT_S, threshold_s)
         slack_s = TTFT_S[:num_below, None] - (own_s + ahead / speed)
-        # If nobody yielded: all below the least one, then ever fewer.
+        # If nobody yielded: all have a longer one than what is below the least, and ever fewer than what is above it.
         slower = np.where(slack_s < 0, 1.0, load * np.exp((load - 1) * pace * np.maximum(slack_s, 0.0)))
         beyond = late * np.exp((threshold_s - TTFT_S[num_below:, None]) / beyond_s)
         return np.concatenate([np.maximum(late, slower), beyond])
