@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from capstan_engine.scheduler.prefill_pace import PrefillPace
 from capstan_operator.decide import outlook
-from capstan_operator.decide.fleets import dispersion, queues
+from capstan_operator.decide.fleets import chance, dispersion, queues
 from capstan_operator.decide.fleets.bank import Bank
 from capstan_operator.decide.limits import lateness
 from capstan_operator.decide.scaling import replicas, sizing
@@ -54,6 +54,8 @@ PARTS: dict[str, tuple[Without, ...]] = {
     "tail": ((queues, "_TAIL", 1e9),),
     # What comes unevenly queues longer.
     "dispersion": ((dispersion, "_ASSUMED_TURNS", 1e12),),
+    # Of those told to be late by chance, fewer may be.
+    "chance": ((chance, "_PRIOR", 1e12),),
     # No replica goes while the load grows.
     "growth": ((Bank, "growth", lambda *_: 1.0),),
     # Virtual fleets are drawn towards what really runs.

@@ -44,6 +44,9 @@ def nearest(fleets: Array, replicas: float) -> int:
     return 1 + int(np.argmin(np.abs(fleets[1:] - replicas)))
 
 
+ALL_OF_THEM = 1e9
+
+
 @dataclass
 class Course:
     """A bank that is fed turn by turn."""
@@ -56,12 +59,14 @@ class Course:
     now: float = 0.0
 
     def turn(self, *arrived: tuple[float, float], seconds: float = 2.0, running: float = 0, ready: int = 0) -> "Course":
+        """What `arrived` came; as many were late as could be told."""
         self.now += seconds
         self.bank = self.bank.advanced(
             self.fleets,
             self.of,
             self.classes,
             [Arrived(*each) for each in arrived],
+            late=[ALL_OF_THEM] * len(arrived),
             seconds=seconds,
             now=self.now,
             span_s=self.span_s,

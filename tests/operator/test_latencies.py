@@ -82,6 +82,7 @@ def run(rate: float, turns: int = 120) -> Bank:
             engine,
             classes,
             [Arrived(rate, 1000 * rate)],
+            late=[rate],
             seconds=1.0,
             now=1000.0 + turn,
             span_s=600.0,

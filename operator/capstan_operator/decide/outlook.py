@@ -83,11 +83,13 @@ class Outlook:
             return memory.bank, memory.feedback
         seen, fleets, slos = reading.signals, self._sizes, self.spec.slos
         deltas = [reading.delta.get(slo.name, _NOTHING_COUNTED) for slo in slos]
+        late = [counted.slo_total - counted.slo_good for counted in deltas]
         bank = memory.bank.advanced(
             fleets,
             self._engine(limits),
             _classes(self.spec),
             [self._arrived(counted) for counted in deltas],
+            late=late,
             seconds=reading.seconds,
             now=now,
             span_s=max(_SHORTEST_LOOK_BACK_S, self.spec.scaling.behavior.scale_down.stabilization_window_seconds),
@@ -99,13 +101,15 @@ class Outlook:
         feedback = tuple(
             each.learn(
                 seen=counted.slo_total,
-                seen_missed=counted.slo_total - counted.slo_good,
+                seen_missed=missed,
                 told=counted.arrived,
                 told_missed=share * counted.arrived,
                 seconds=reading.seconds,
                 is_queueing=is_queueing,
             )
-            for each, counted, share in zip(before or (Feedback(),) * len(slos), deltas, bank.told, strict=True)
+            for each, counted, missed, share in zip(
+                before or (Feedback(),) * len(slos), deltas, late, bank.told, strict=True
+            )
         )
         return bank, feedback
 

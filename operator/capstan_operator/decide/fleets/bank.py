@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from capstan_operator.decide.curve import NUM_BYTES, Array, Curve, curves, rows
+from capstan_operator.decide.fleets.chance import Chance
 from capstan_operator.decide.fleets.dispersion import Dispersion
 from capstan_operator.decide.fleets.latencies import Latencies
 from capstan_operator.decide.fleets.queues import Arrived, Class, Engine, Fleets, Queues
@@ -60,6 +61,7 @@ class Bank(Value):
     queues: Queues = Queues()
     slots: tuple[Slot, ...] = ()
     dispersion: Dispersion = Dispersion()
+    chances: tuple[Chance, ...] = ()
     latencies: Latencies = Latencies()
     last_missed: tuple[Curve, ...] = ()
     """Share of the newest arrivals of each class that each fleet would have missed."""
@@ -74,7 +76,13 @@ class Bank(Value):
             for later in self.slots[i + 1 : i + size]:
                 slot = slot.plus(later, num_fleets)
             merged.append(slot)
-        return Bank(classes=self.classes, since=self.since, slots=tuple(merged), dispersion=self.dispersion)
+        return Bank(
+            classes=self.classes,
+            since=self.since,
+            slots=tuple(merged),
+            dispersion=self.dispersion,
+            chances=self.chances,
+        )
 
     def advanced(
         self,
@@ -83,13 +91,14 @@ class Bank(Value):
         classes: Sequence[Class],
         arrived: Sequence[Arrived],
         *,
+        late: Sequence[float],
         seconds: float,
         now: float,
         span_s: float,
         running: float,
         num_ready: int,
     ) -> "Bank":
-        """The bank after one more turn of `seconds`, in which `arrived` came to `classes`.
+        """The bank after one more turn of `seconds`, in which `arrived` came to `classes`, and `late` ones of each ended.
 
         `running` requests are on the `num_ready` real replicas. The look-back is `span_s` long.
         """
@@ -98,7 +107,8 @@ class Bank(Value):
         real = sizes.copy()
         real[0] = max(num_ready, _NONE_READY)
         dispersion = before.dispersion.after(sum(a.tokens for a in arrived), seconds, engine.long_prompt)
-        fleets = Fleets(before.queues, real, engine, classes, dispersion.index)
+        chances = before.chances or (Chance(),) * len(classes)
+        fleets = Fleets(before.queues, real, engine, classes, dispersion.index, [each.share for each in chances])
         share = fleets.run(arrived, seconds)
         fleets.correct(running if num_ready else 0.0, seconds)
         requests = tuple(a.requests for a in arrived)
@@ -119,6 +129,10 @@ class Bank(Value):
             queues=fleets.queues,
             slots=slots,
             dispersion=dispersion,
+            chances=tuple(
+                each.after(ended, least * came, most * came, seconds)
+                for each, ended, (least, most), came in zip(chances, late, fleets.bounds, requests, strict=True)
+            ),
             latencies=before.latencies.after(
                 requests, fleets.above_ttft, fleets.above_tpot, 0.5 ** (seconds / (_FRESH_SHARE * span_s))
             ),

@@ -20,7 +20,8 @@ another. The wait of an M/G/1 queue has the tail Ω = ρ·exp(−2(1 − ρ)·sl
 divided by the index of dispersion of what comes, and growing as the root of the number of replicas that one may choose
 from. Where those who have waited too long no longer hold up the others, (1 − ρ)·Ω / (1 − ρ·Ω) of all are late
 (Boots and Tijms, 1999). The factor of the exponent is the one constant here that was fitted: to fleets of fixed size in
-simulation, whose misses are then told within about a tenth on the trace with most of them. Lengths being exponential,
+simulation, whose misses are then told within about a tenth on the trace with most of them; of others fewer are late, and
+`chance` learns how many. Lengths being exponential,
 exp(−2·tokens·E[I] / E[I²]) of the prompts are longer than the tokens that the threshold has room for, and late without
 any queue.
 
@@ -48,6 +49,7 @@ _SHORTEST_STEP_S: Final = 1e-5
 _LEAST_RATE: Final = 1e-9
 _LEAST_EXPONENT: Final = 1e-9
 _NEARLY: Final = 1 - 1e-6
+_NONE_AND_ALL: Final = np.array([0.0, 1.0])
 _TAIL: Final = 3.0
 _KV_FULL, _KV_OVERFULL = 0.9, 0.95
 # Of the longest TTFT threshold: a queue that is longer loses its clients as fast as it gets them. A fleet that was too
@@ -152,9 +154,17 @@ class Fleets:
     """All fleets in one slice after the other, as arrays over their sizes; the first one is the real one."""
 
     def __init__(
-        self, queues: Queues, sizes: Array, engine: Engine, classes: Sequence[Class], dispersion: float
+        self,
+        queues: Queues,
+        sizes: Array,
+        engine: Engine,
+        classes: Sequence[Class],
+        dispersion: float,
+        chances: Sequence[float],
     ) -> None:
-        """`dispersion` is the index of it: 1 where requests come independently of each other."""
+        """`dispersion` is the index of it: 1 where requests come independently of each other. Of those of each class
+        that may be late by chance, the share in `chances` is.
+        """
         num_classes = len(classes)
         none = (b"",) * num_classes
         kept = (*(queues.backlog or none), *(queues.in_time or none), queues.sequences, queues.step_s, queues.gap_s)
@@ -168,6 +178,10 @@ class Fleets:
         self._tail = _TAIL * np.sqrt(np.maximum(1.0, sizes)) / dispersion
         self._typical = engine.prompt / max(engine.prompt, engine.long_prompt)
         """Of the requests whose tokens are lost: a prompt of mean length for one of those that are long."""
+        self._chances = chances
+        self.bounds: list[tuple[float, float]] = []
+        """For each class: share of the newest arrivals that the real fleet misses if nobody of it is late by chance,
+        and if all are who may be."""
         self.above_ttft: list[Array] = []
         """[G, F] for each class: share of the newest arrivals whose TTFT is above each of the bounds."""
 
@@ -284,16 +298,20 @@ class Fleets:
         spare_s = np.maximum(0.0, threshold.ttft_s - first.alone_s)
         slow: Array = (first.gap_s > threshold.tpot_s).astype(np.float64)
         if threshold.ttft_s == np.inf:
-            late = np.zeros(slow.shape)
+            lost = unlucky = np.zeros(slow.shape)
         else:
             tokens = np.minimum(1.0, first.over / max(new, _LEAST_RATE))
             lost = tokens * (first.few + (1 - first.few) * tokens)
-            late = np.maximum(lost, _unlucky(load, pace * spare_s))
-            late[first.own_s >= threshold.ttft_s] = 1.0
+            lost[first.own_s >= threshold.ttft_s] = 1.0
+            unlucky = _unlucky(load, pace * spare_s)
+        late = np.maximum(lost, self._chances[k] * unlucky)
         self.above_ttft.append(self._longer(k, first, load[-1], pace[-1], late[-1]))
         # Who has not waited may bring a prompt that takes too long by itself: no number of replicas helps it.
         alone = np.exp((spare_s * rate + engine.prompt) / (-engine.long_prompt / 2))
-        return np.maximum(slow, late + (1 - late) * alone)
+        bounds = np.maximum(lost[:, :1], unlucky[:, :1] * _NONE_AND_ALL)
+        least, most = _either(slow[:, :1], bounds, alone[:, :1]).mean(axis=0).tolist()
+        self.bounds.append((least, most))
+        return _either(slow, late, alone)
 
     def _longer(self, k: int, first: _FirstTokens, load: Array, pace: Array, late: Array) -> Array:
         """[G, F] Share of class `k` with a longer TTFT than each bound; the late ones wait for what the others leave.
@@ -340,6 +358,12 @@ def _order(classes: tuple[Class, ...]) -> tuple[Array, tuple[int | None, ...], i
     ]
     patience_s = _PATIENCE * max((c.ttft_s for c in classes if c.ttft_s < np.inf), default=1.0)
     return before, tuple(above), int(np.argmin(urgency)), patience_s
+
+
+def _either(slow: Array, late: Array, alone: Array) -> Array:
+    """Share of requests that miss a threshold: all the `slow` ones, else by what waits before them, else `alone`."""
+    missed: Array = np.maximum(slow, late + (1 - late) * alone)
+    return missed
 
 
 def _unlucky(load: Array, slack: Array) -> Array:
