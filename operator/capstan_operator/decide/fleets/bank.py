@@ -98,7 +98,7 @@ class Bank(Value):
         running: float,
         num_ready: int,
     ) -> "Bank":
-        """The bank after one more turn of `seconds`, in which `arrived` came to `classes`, and `late` ones of each ended.
+        """The bank after one more turn of `seconds`, in which `arrived` came to `classes`, and `late` of each ended.
 
         `running` requests are on the `num_ready` real replicas. The look-back is `span_s` long.
         """

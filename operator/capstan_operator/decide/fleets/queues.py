@@ -20,10 +20,9 @@ another. The wait of an M/G/1 queue has the tail Ω = ρ·exp(−2(1 − ρ)·sl
 divided by the index of dispersion of what comes, and growing as the root of the number of replicas that one may choose
 from. Where those who have waited too long no longer hold up the others, (1 − ρ)·Ω / (1 − ρ·Ω) of all are late
 (Boots and Tijms, 1999). The factor of the exponent is the one constant here that was fitted: to fleets of fixed size in
-simulation, whose misses are then told within about a tenth on the trace with most of them; of others fewer are late, and
-`chance` learns how many. Lengths being exponential,
-exp(−2·tokens·E[I] / E[I²]) of the prompts are longer than the tokens that the threshold has room for, and late without
-any queue.
+simulation, whose misses are then told within about a tenth on the trace with most of them. Elsewhere fewer are late,
+and `chance` learns how many. Lengths being exponential, exp(−2·tokens·E[I] / E[I²]) of the prompts are longer than the
+tokens that the threshold has room for, and late without any queue.
 
 The surprising idea: the fleet of the real size is held against what really runs, so that output lengths need not be
 known before requests finish. Knows no objective, no look-back and no clock; time comes as a difference.

@@ -4,16 +4,13 @@ Moves nothing: `batch_limits` does.
 """
 
 import math
-from typing import Final
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_operator.decide.limits.canary import CanaryMemory
+from capstan_operator.decide.limits.capacity import HEADROOM
 from capstan_operator.decide.limits.long_steps import LongSteps
 from capstan_operator.decide.limits.situation import Situation
 from capstan_operator.decide.values import Value
-
-# Of a TPOT threshold: a step that answers bear. Engines aim at `HEADROOM` of it, for what the model does not know.
-_FULL: Final = 0.99
 
 
 class LimitsMemory(Value):
@@ -46,7 +43,7 @@ class LimitsMemory(Value):
     def longest_s(self, situation: Situation) -> float:
         """What a full step may take; infinite where no TPOT bounds it."""
         target = situation.target
-        return math.inf if target is None or self.steps.are_long else _FULL * self.guard * target.threshold_s
+        return math.inf if target is None or self.steps.are_long else HEADROOM * self.guard * target.threshold_s
 
     def has_borne(self, limits: BatchLimits) -> bool:
         """Whether these lie between those of all and what was borne."""
