@@ -20,6 +20,8 @@ from capstan_operator.decide.values import Value
 _HALF_LIFE_S: Final = 1800.0
 # Late requests: with this many told beyond what was seen, half of them are believed.
 _PRIOR: Final = 20.0
+# Of those that are told: hours without bad luck are no promise for the next one.
+_LEAST: Final = 0.2
 
 
 class Chance(Value):
@@ -37,6 +39,6 @@ class Chance(Value):
 
     @property
     def share(self) -> float:
-        """Of those that are told to be late by chance; above 0, and 1 until something else was seen."""
+        """Of those that are told to be late by chance; 1 until something else was seen."""
         seen, told = max(0.0, self.seen - self.least), max(0.0, self.most - self.least)
-        return min(1.0, (_PRIOR + seen) / (_PRIOR + told))
+        return min(1.0, max(_LEAST, (_PRIOR + seen) / (_PRIOR + told)))
