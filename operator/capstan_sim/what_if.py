@@ -1,8 +1,9 @@
 """A question to the simulator: these requests, this resource, this hardware. Asked of one policy after another.
 
 The question knows policies by name only: `capstan` is the real law under the resource as it is, and
-`capstan_replicas_only` the same law with limits that stay at those of the peers. Every other name is a reference
-policy, which gets the resource's bounds and thresholds and leaves the limits alone.
+`capstan_replicas_only` the same law with limits that stay at those of the peers, or with the token budget that is named
+after a colon. Every other name is a reference policy, which gets the resource's bounds and thresholds and leaves the
+limits alone.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from capstan_sim import policies
 from capstan_sim.book import Book
 from capstan_sim.control_plane import ControlPlane, objectives
 from capstan_sim.engine import Engine
+from capstan_sim.errors import SimulationError
 from capstan_sim.events import Event
 from capstan_sim.exact import ExactReplica
 from capstan_sim.policy import Objective, Setting
@@ -87,7 +89,7 @@ class WhatIf:
     def _controller(self, policy: str, setting: Setting) -> Controller:
         if policy == LAW:
             return ControlPlane(self.deployment)
-        if policy == REPLICAS_ONLY:
+        if policy.partition(":")[0] == REPLICAS_ONLY:
             return ControlPlane(_with_fixed_limits(self.deployment, setting.limits))
         return TargetController(policies.build(policy, setting, LAWS))
 
@@ -107,9 +109,19 @@ class WhatIf:
             max_replicas=self.deployment.spec.scaling.max_replicas,
             cold_start_s=self.cold_start_s,
             initial_replicas=initial,
-            limits=envelope.top if policy == LAW else envelope.clamp(PEER_LIMITS),
+            limits=envelope.top if policy == LAW else envelope.clamp(_peer_limits(policy)),
             rule=self.rule,
         )
+
+
+def _peer_limits(policy: str) -> BatchLimits:
+    """Those of a policy that leaves them alone; raises `SimulationError`."""
+    name, colon, tokens = policy.partition(":")
+    if name != REPLICAS_ONLY or not colon:
+        return PEER_LIMITS
+    if not tokens.isdecimal() or int(tokens) < 1:
+        raise SimulationError(f"policy {policy!r}: the token budget after the colon must be an integer such as 2048")
+    return PEER_LIMITS.model_copy(update={"max_batched_tokens": int(tokens)})
 
 
 def _with_fixed_limits(deployment: InferenceDeployment, limits: BatchLimits) -> InferenceDeployment:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ablation import PARTS
 from checkpoints import SHIPPED
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,3 +102,9 @@ def test_a_case_that_fails_is_named_and_costs_no_other_its_rows(
 )
 def test_requests_whose_time_was_over_count_as_far_as_the_longest_that_ended(ended: list[int], num: int) -> None:
     assert num_generated([[7] * length for length in ended], [2, 4, 9]) == num
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_the_ablation_leaves_out_is_there(part: str) -> None:
+    for owner, name, _ in PARTS[part]:
+        assert hasattr(owner, name)

@@ -82,6 +82,13 @@ def test_policies_are_compared_on_the_same_requests(simulate, tmp_path):
     assert policies["static:2"]["scale_events"] == 0
 
 
+def test_limits_that_stay_can_be_chosen(simulate, tmp_path):
+    simulate("--compare", "capstan_replicas_only,capstan_replicas_only:64", "--json", "o.json")
+    usual, small = json.loads((tmp_path / "o.json").read_text())["policies"].values()
+    assert usual["limit_changes"] == small["limit_changes"] == 0
+    assert small["classes"]["chat"]["ttft_ms"]["p50"] > usual["classes"]["chat"]["ttft_ms"]["p50"]
+
+
 def test_the_resource_can_be_changed_on_the_way(simulate, tmp_path):
     simulate("--set", "scaling.minReplicas=3", "--set", "slos.chat.ttft.thresholdMilliseconds=1", "--json", "o.json")
     report = json.loads((tmp_path / "o.json").read_text())
@@ -171,6 +178,7 @@ def test_steps_are_those_that_the_resource_declares(simulate, tmp_path):
         (["--json", "/dev/null/o.json"], "cannot write /dev/null/o.json"),
         (["--json", "."], "it is a directory"),
         (["--plot", "o.pdf"], "must end in .png"),
+        (["--policy", "capstan_replicas_only:few"], "the token budget after the colon must be an integer"),
         (["--policy", "magic"], "known are capstan, capstan_replicas_only, hpa_queue"),
     ],
 )
