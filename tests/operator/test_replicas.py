@@ -20,7 +20,7 @@ SCALING = deployment(scaling={"minReplicas": 1, "maxReplicas": 8}).spec.scaling
 UP_S, DOWN_S = 5, 20
 
 
-def sized(load: float, unavoidable: float = 0.0, growth: float = 1.0) -> Sizing:
+def sized(load: float, unavoidable: float = 0.0, growth: float = 1.0, spare: float = 0.0) -> Sizing:
     """Of a look-back in which fleets smaller than `load` missed everything, and larger ones ever less."""
     fleets = sizes(SCALING.max_replicas)
     shares = np.minimum(1.0, np.exp(-12 * (fleets / max(load, 1e-3) - 1)))
@@ -28,7 +28,7 @@ def sized(load: float, unavoidable: float = 0.0, growth: float = 1.0) -> Sizing:
     shares = np.maximum(shares, unavoidable)
     slot = Slot(start=NOW - 20, end=NOW, arrived=(1000.0,), missed=(curve(1000 * shares),))
     bank = Bank(classes=("interactive",), since=NOW - 1000, slots=(slot,))
-    return size(bank, fleets, [0.05], 1.0, growth=growth)
+    return size(bank, fleets, [0.05], 1.0, spare=[spare], growth=growth)
 
 
 def situation(ready: int = 1, **fields: Any) -> Situation:
@@ -151,6 +151,19 @@ def test_a_low_error_budget_keeps_what_there_is() -> None:
     assert advice.memory.wanted == 3
     assert advice.reason == "ErrorBudgetLow"
     assert after(steady(1, 0.5, ready=3, budget_left=0.5), wanted=3).memory.wanted == 2
+
+
+def test_a_replica_that_goes_because_budget_is_to_spare_says_so() -> None:
+    load = next(
+        load for load in np.arange(1.5, 3.0, 0.01) if sized(load).safe == 3 and sized(load, spare=0.6).safe == 2
+    )
+    assert after([(situation(3), sized(load))], wanted=3).memory.wanted == 3
+    advice = after([(situation(3), sized(load, spare=0.6))], wanted=3)
+    assert advice.memory.wanted == 2
+    assert advice.message.endswith("and 60% of the error budget is to spare: 3 → 2 replicas")
+    plain = after([(situation(3), sized(0.5, spare=0.6))], wanted=3)
+    assert plain.memory.wanted == 2
+    assert "to spare" not in plain.message
 
 
 def test_nothing_goes_while_others_start() -> None:

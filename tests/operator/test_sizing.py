@@ -1,5 +1,7 @@
 """From misses to replicas: margins, feedback, and thresholds that no fleet can meet."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,12 +17,15 @@ from capstan_operator.decide.seen.steps import StepSample
 FLEETS = sizes(24)
 
 
-def sized(*shares: Array, allowed: float = 0.01, factor: float = 1.0, growth: float = 1.0) -> Sizing:
+def sized(
+    *shares: Array, allowed: float = 0.01, factor: float = 1.0, growth: float = 1.0, spare: Sequence[float] = ()
+) -> Sizing:
     """Of a look-back in which each class had a thousand requests."""
     names = tuple(f"class-{k}" for k in range(len(shares)))
     missed = tuple(curve(1000 * share) for share in shares)
     slot = Slot(start=0, end=1200, arrived=(1000.0,) * len(shares), missed=missed)
-    return size(Bank(classes=names, since=0, slots=(slot,)), FLEETS, [allowed] * len(shares), factor, growth=growth)
+    bank = Bank(classes=names, since=0, slots=(slot,))
+    return size(bank, FLEETS, [allowed] * len(shares), factor, spare=spare, growth=growth)
 
 
 def misses(load: float, unavoidable: float = 0.0) -> Array:
@@ -54,6 +59,24 @@ def test_no_replica_is_safe_to_give_up_while_the_load_grows_faster_than_it_could
     assert growing.needed == steady.needed
     assert growing.safe == pytest.approx(1.5 * steady.safe, abs=1)
     assert falling.safe == steady.safe
+
+
+@given(st.floats(0.5, 20), st.floats(-2.0, 1.0), st.floats(-2.0, 1.0))
+def test_the_more_of_the_error_budget_is_to_spare_the_smaller_is_a_fleet_that_is_safe(
+    load: float, one: float, other: float
+) -> None:
+    less, more = (sized(misses(load), spare=[spare]) for spare in sorted((one, other)))
+    assert less.needed == more.needed == sized(misses(load)).needed
+    assert more.needed <= more.safe <= less.safe <= sized(misses(load)).safe
+
+
+def test_what_is_to_spare_consolidates() -> None:
+    load = 36.0
+    careful, consolidated = sized(misses(load)), sized(misses(load), spare=[0.5])
+    assert consolidated.safe < careful.safe
+    assert sized(misses(load), spare=[-1.0]).safe == careful.safe
+    # Of two classes the one without anything to spare decides.
+    assert sized(misses(load), misses(load), spare=[0.5, 0.0]).safe == careful.safe
 
 
 def test_a_small_fleet_that_is_told_to_have_missed_less_than_a_larger_one_is_not_enough() -> None:

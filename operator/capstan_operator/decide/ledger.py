@@ -1,7 +1,7 @@
 """The books kept over time: error budgets, start-up times, replica hours, condition transitions, recent decisions.
 
-Steers nothing, and nothing that steers reads more of it than the median start-up time. Bounded in every dimension: an
-error budget is a ring of twelve slots, start-up times are the last 32, decisions the last ten.
+Steers nothing; what steers reads the start-up times, and what is left of the error budgets. Bounded in every dimension:
+an error budget is a ring of twelve slots, start-up times are the last 32, decisions the last ten.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,8 @@ _NUM_STARTUPS = 32
 # Starts that are followed at the same time; more would only tell the same, and must fit the status.
 _MOST_FOLLOWED = 256
 _NUM_DECISIONS = 10
+# Late requests: with no more than these allowed so far, good luck proves nothing.
+_FEW_MISSES = 20.0
 
 
 class BudgetSlot(Value):
@@ -86,7 +88,7 @@ class Ledger(Value):
         accelerator = variant.resources.accelerator
         starting, stages_s = self._staged(replicas if self.starting else unready)
         return self.changed(
-            budgets={s.name: _spent(self.budgets.get(s.name, ()), s, delta.get(s.name), now) for s in slos},
+            budgets={s.name: _counted(self.budgets.get(s.name, ()), s, delta.get(s.name), now) for s in slos},
             startups_s=(*self.startups_s, *(s for s in started if s >= 0))[-_NUM_STARTUPS:],
             starting=starting,
             stages_s=stages_s,
@@ -155,14 +157,23 @@ class Ledger(Value):
 
     def budget_left(self, slo: Slo) -> float | None:
         """Share of the class's error budget that is left, negative when overdrawn; None without requests."""
+        if not any(slot.total > 0 for slot in self.budgets.get(slo.name, ())):
+            return None
+        late, allowed = self._spent(slo)
+        if allowed <= 0:
+            return 0.0 if late else 1.0
+        return 1 - late / allowed
+
+    def budget_spare(self, slo: Slo) -> float:
+        """What is left of it when `_FEW_MISSES` more were allowed and spent: near 0 until much was seen."""
+        late, allowed = self._spent(slo)
+        return 1 - (late + _FEW_MISSES) / (allowed + _FEW_MISSES)
+
+    def _spent(self, slo: Slo) -> tuple[float, float]:
+        """Late requests of the class in its window, and how many may be."""
         slots = self.budgets.get(slo.name, ())
         total, good = sum([s.total for s in slots]), sum([s.good for s in slots])
-        allowed = total * (1 - float(slo.objective_percent) / 100)
-        if total <= 0:
-            return None
-        if allowed <= 0:
-            return 1.0 if good >= total else 0.0
-        return 1 - max(0.0, total - good) / allowed
+        return max(0.0, total - good), total * (1 - float(slo.objective_percent) / 100)
 
 
 def quantile(values: Iterable[float], share: float) -> float | None:
@@ -171,7 +182,9 @@ def quantile(values: Iterable[float], share: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
-def _spent(slots: tuple[BudgetSlot, ...], slo: Slo, delta: ClassCounters | None, now: float) -> tuple[BudgetSlot, ...]:
+def _counted(
+    slots: tuple[BudgetSlot, ...], slo: Slo, delta: ClassCounters | None, now: float
+) -> tuple[BudgetSlot, ...]:
     width_s = slo.window_seconds / _NUM_BUDGET_SLOTS
     slots = tuple([s for s in slots if s.start > now - slo.window_seconds])
     if delta is None or delta.slo_total <= 0:

@@ -132,7 +132,9 @@ class Outlook:
         factor = rise * sizing.margin(feedback, allowed, max(0.0, now - bank.since), startup_s)
         if (left := ledger.least_budget_left(self.spec.slos, now)) is not None and left < sizing.LOW_BUDGET:
             allowed = [share / 2 for share in allowed]
-        return sizing.size(bank, self._sizes, allowed, factor, rise=rise, growth=bank.growth(startup_s))
+        spare = [ledger.budget_spare(slo) for slo in self.spec.slos]
+        growth = bank.growth(startup_s)
+        return sizing.size(bank, self._sizes, allowed, factor, spare=spare, rise=rise, growth=growth)
 
     def situation(
         self,

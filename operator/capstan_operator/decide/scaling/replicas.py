@@ -1,9 +1,10 @@
 """The slow loop: how many replicas, from what fleets of every size would have missed.
 
 Up when the fleet would have missed more than the objective allows over the look-back, by as many as it takes; down one
-at a time, when the smaller fleet would have missed less than half of it. The look-back is the scale-down window: what
-came within it must have been served by fewer. `sizing` says how large the fleet must be and `bounds` how large it may
-be; here it is given its spare replicas, stabilised, and kept when the world cannot be seen.
+at a time, when the smaller fleet would have missed less than half of it, or somewhat more while much of the error
+budget is to spare. The look-back is the scale-down window: what came within it must have been served by fewer. `sizing`
+says how large the fleet must be and `bounds` how large it may be; here it is given its spare replicas, stabilised, and
+kept when the world cannot be seen.
 
 The surprising idea: scaling up needs no panic mode. A burst is in the look-back as soon as it has come, and stays.
 """
@@ -13,7 +14,7 @@ from itertools import takewhile
 
 from capstan_api.scaling import Mode, Scaling
 from capstan_operator.decide.scaling.bounds import Bound, Bounds, bounds
-from capstan_operator.decide.scaling.sizing import LOW_BUDGET, USUAL_STARTUP_S, Sizing
+from capstan_operator.decide.scaling.sizing import LOW_BUDGET, SAFE_SHARE, USUAL_STARTUP_S, Sizing
 from capstan_operator.decide.seen.observation import Allowance
 from capstan_operator.decide.seen.signals import Signals
 from capstan_operator.decide.values import Value
@@ -235,8 +236,10 @@ def _lowered(
     if held is not None:
         return _kept(memory, current, fewest, *held)
     memory = memory.changed(removed_at=now)
-    sentence = f"{_would_miss(sizing, current - 1)}: {current} → {_count(current - 1)}"
-    return _settled(memory, current - 1, "SpareCapacity", sentence)
+    because = _would_miss(sizing, current - 1)
+    if missed[sizing.binding] > SAFE_SHARE * sizing.allowed:
+        because += f", and {sizing.spare:.0%} of the error budget is to spare"
+    return _settled(memory, current - 1, "SpareCapacity", f"{because}: {current} → {_count(current - 1)}")
 
 
 def _seen(

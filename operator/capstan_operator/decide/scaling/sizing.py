@@ -24,7 +24,10 @@ from capstan_operator.decide.values import Value
 
 USUAL_STARTUP_S: Final = 120.0
 """Assumed until a start was measured."""
-_SAFE_SHARE: Final = 0.5
+SAFE_SHARE: Final = 0.5
+"""Of what may be missed, the part that a fleet may have missed to be gone down to."""
+# The same with enough of the error budget to spare. With more than that a load that comes in bursts is missed.
+_CONSOLIDATED_SHARE, _ENOUGH_SPARE = 0.7, 0.5
 # Of what may be missed, the part that comes on top of what no fleet avoids. Near that the bank tells too few misses of
 # small fleets: with more than this it would call one large enough that is far from the best there is.
 _BEYOND_SHARE: Final = 0.2
@@ -94,7 +97,7 @@ class Sizing:
     needed: int
     """Fewest replicas whose misses fit the objective."""
     safe: int
-    """Fewest that may be gone down to: their misses take half of it at most."""
+    """Fewest that may be gone down to: their misses take half of it at most, or more where there is budget to spare."""
     binding: str
     """The class that asks for most."""
     allowed: float
@@ -111,6 +114,8 @@ class Sizing:
     """Of the margin, the factor by which the load is about to grow as it does at this hour."""
     growth: float = 1.0
     """The factor by which it has just grown, within the time that a start takes."""
+    spare: float = 0.0
+    """Share of the binding class's error budget that is there to be spent."""
 
     def missed(self, replicas: int) -> dict[str, float]:
         """Per class, the share that so many replicas would have missed, judged with the margin."""
@@ -123,11 +128,19 @@ class Sizing:
 
 
 def size(
-    bank: Bank, sizes: Array, allowed: Sequence[float], factor: float, *, rise: float = 1.0, growth: float = 1.0
+    bank: Bank,
+    sizes: Array,
+    allowed: Sequence[float],
+    factor: float,
+    *,
+    spare: Sequence[float] = (),
+    rise: float = 1.0,
+    growth: float = 1.0,
 ) -> Sizing:
     """The sizing for classes that may miss `allowed` of their requests, with the margin `factor`, `rise` included.
 
-    What has just grown may go on growing for as long as it would take to get a replica back.
+    What has just grown may go on growing for as long as it would take to get a replica back. `spare` is the share of
+    each class's error budget that is there to be spent: with enough of it a fleet is safe that leaves less room.
     """
     growth = max(1.0, growth)
     misses = bank.misses(len(sizes))
@@ -138,8 +151,10 @@ def size(
     unavoidable = shares[:, -1].tolist()
     ups = [max(share, lost + _BEYOND_SHARE * share) for share, lost in zip(allowed, unavoidable, strict=True)]
     needed, safe, binding = 1, 1, 0
+    spare = spare or (0.0,) * len(allowed)
     for k, (permitted, lost, up) in enumerate(zip(allowed, unavoidable, ups, strict=True)):
-        down = max(_SAFE_SHARE * permitted, lost + _SAFE_SHARE * _BEYOND_SHARE * permitted)
+        part = _safe_share(spare[k])
+        down = max(part * permitted, lost + part * _BEYOND_SHARE * permitted)
         asked = _fewest(shares[k], sizes, up, factor)
         if asked > needed:
             needed, binding = asked, k
@@ -157,7 +172,12 @@ def size(
         misses=Misses(misses.requests, shares, misses.seconds),
         rise=rise,
         growth=growth,
+        spare=spare[binding],
     )
+
+
+def _safe_share(spare: float) -> float:
+    return SAFE_SHARE + min(1.0, max(0.0, spare / _ENOUGH_SPARE)) * (_CONSOLIDATED_SHARE - SAFE_SHARE)
 
 
 def _share(shares: Array, sizes: Array, fleet: float) -> float:
