@@ -102,7 +102,7 @@ class Observer:
         if facts.phase not in _SERVING or facts.url is None or facts.admin_url is None:
             return replica
         track = memory.window.tracks.get(facts.id)
-        after = track.last_step if track is not None and track.is_of(replica) else 0
+        after = int(track.last_step) if track is not None and track.is_of(replica) else 0
         try:
             self._must_be_asked(facts.url)
             # First alone: a silent one costs one attempt, and there may be thousands.

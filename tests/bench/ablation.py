@@ -45,7 +45,7 @@ PARTS: dict[str, tuple[Without, ...]] = {
     # A long start-up widens it.
     "start-up": ((sizing, "_STARTUP_MARGIN_PER_S", 0.0),),
     # A removal has to leave half of what may be missed.
-    "caution": ((sizing, "SAFE_SHARE", 1.0), (sizing, "_CONSOLIDATED_SHARE", 1.0)),
+    "caution": ((sizing, "_SAFE_SHARE", 1.0), (sizing, "_CONSOLIDATED_SHARE", 1.0)),
     # A real queue asks for replicas that work it off.
     "backlog": ((outlook, "_MOST_CATCHING_UP", 0.0),),
     # The virtual fleets' KV caches are finite.
@@ -57,7 +57,7 @@ PARTS: dict[str, tuple[Without, ...]] = {
     # Of those told to be late by chance, fewer may be.
     "chance": ((chance, "_PRIOR", 1e12),),
     # What is left of the error budget lets one more go.
-    "consolidation": ((sizing, "_CONSOLIDATED_SHARE", sizing.SAFE_SHARE),),
+    "consolidation": ((sizing, "_CONSOLIDATED_SHARE", sizing._SAFE_SHARE),),
     # No replica goes while the load grows.
     "growth": ((Bank, "growth", lambda *_: 1.0),),
     # Virtual fleets are drawn towards what really runs.

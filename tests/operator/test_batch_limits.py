@@ -16,11 +16,12 @@ from capstan_operator.decide.limits.memory import LimitsMemory
 from capstan_operator.decide.limits.situation import Situation, Target
 from capstan_operator.decide.limits.trials import Fleet
 from capstan_operator.decide.seen.signals import Lengths, Signals
+from capstan_operator.decide.seen.tracks import Tracks
 
 ENVELOPE = Envelope(min_sequences=4, max_sequences=32, min_batched_tokens=64, max_batched_tokens=1024)
 POLICY = BatchLimitsPolicy(adjustment_interval_seconds=3, max_step_percent=25)
 MODEL = EngineModel().learn(samples(200))
-ALONE = Fleet(replicas=(), tracks={}, max_age_s=10.0, answer_s=3.0, allowed=0.05)
+ALONE = Fleet(replicas=(), tracks=Tracks(), max_age_s=10.0, answer_s=3.0, allowed=0.05)
 """Nobody to try anything on."""
 
 

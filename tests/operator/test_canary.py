@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import NOW, deployment, engine_metrics, limits_state, replica
+from worlds import NOW, deployment, engine_metrics, limits_state, replica, samples
 
 from capstan_api.limits import BatchLimits
 from capstan_operator.decide import Memory
 from capstan_operator.decide.limits.canary import CanaryMemory
 from capstan_operator.decide.limits.memory import LimitsMemory
 from capstan_operator.decide.limits.trials import Fleet, Outcome, Verdict
-from capstan_operator.decide.seen.observation import Phase
-from capstan_operator.decide.seen.tracks import Track
+from capstan_operator.decide.seen.engines import Engines
+from capstan_operator.decide.seen.observation import Phase, Replica
+from capstan_operator.decide.seen.tracks import Tracks
 
 WEB = deployment(scaling={"maxReplicas": 8})
 OLD = BatchLimits(max_sequences=32, max_batched_tokens=512)
@@ -36,7 +37,7 @@ class House:
         self._due = [0.0 for _ in late]
         self._random = Random(seed)
         self.silent: set[str] = set()
-        self._tracks: dict[str, Track] = {}
+        self._tracks = Tracks()
 
     def id(self, index: int) -> str:
         return self.replicas[index].id
@@ -49,22 +50,23 @@ class House:
         self.replicas[index] = self.replicas[index].model_copy(update=fields)
 
     def fleet(self) -> Fleet:
-        present = {r.id for r in self.replicas}
-        for i, each in enumerate(self.replicas):
-            if each.id not in self.silent:
-                total, late = self._counts[i]
-                metrics = engine_metrics(
-                    self.now,
-                    busy_seconds=self.now - NOW,
-                    slo_total=total,
-                    slo_good=total - late,
-                    ttft_good=total,
-                    tpot_good=total - late,
-                )
-                track = Track.after(each, metrics, None)
-                self._tracks[each.id] = track._replace(last_step=int((self.now - NOW) / self.step_s[i]))
-        tracks = {key: track for key, track in self._tracks.items() if key in present}
-        return Fleet(replicas=tuple(self.replicas), tracks=tracks, max_age_s=10.0, answer_s=2.0, allowed=0.05)
+        told = [self._told(i) for i, each in enumerate(self.replicas) if each.id not in self.silent]
+        self._tracks = self._tracks.after(self.replicas, Engines.of(told)).tracks
+        return Fleet(replicas=tuple(self.replicas), tracks=self._tracks, max_age_s=10.0, answer_s=2.0, allowed=0.05)
+
+    def _told(self, index: int) -> Replica:
+        """The replica with what its engine tells now."""
+        total, late = self._counts[index]
+        metrics = engine_metrics(
+            self.now,
+            busy_seconds=self.now - NOW,
+            slo_total=total,
+            slo_good=total - late,
+            ttft_good=total,
+            tpot_good=total - late,
+            samples=samples(1, start=int((self.now - NOW) / self.step_s[index])),
+        )
+        return self.replicas[index].model_copy(update={"metrics": metrics})
 
     def pass_(self, seconds: int, *, wanted: BatchLimits | None = None) -> "House":
         """So many turns of a second, in each of which `wanted` is asked for."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.scaling import BatchLimitsPolicy
 from capstan_operator.decide.fleets.engine_model import EngineModel
-from capstan_operator.decide.limits.batch_limits import farthest
+from capstan_operator.decide.limits.batch_limits import adjust, farthest
 from capstan_operator.decide.limits.canary import CanaryMemory
 from capstan_operator.decide.limits.ideal import ideal, one_rung, rungs
 from capstan_operator.decide.limits.ladder import ladder, towards
@@ -18,12 +18,15 @@ from capstan_operator.decide.limits.lateness import guarded, is_late
 from capstan_operator.decide.limits.long_steps import LongSteps, late_tpot, late_ttft
 from capstan_operator.decide.limits.memory import LimitsMemory
 from capstan_operator.decide.limits.situation import Situation, Target
+from capstan_operator.decide.limits.trials import Fleet
 from capstan_operator.decide.seen.signals import Lengths, Signals
+from capstan_operator.decide.seen.tracks import Tracks
 
 LARGE, SMALL = (2.2e-2, 6.8e-5, 4e-5, 3e-8, 2.6e-9), (8e-3, 2.4e-5, 2e-5, 4.9e-8, 2e-9)
 ENVELOPE = Envelope(min_sequences=4, max_sequences=64, min_batched_tokens=64, max_batched_tokens=2048)
 POLICY = BatchLimitsPolicy()
 GOAL_S, LONGEST_S = 0.0475, 0.163
+ALONE = Fleet(replicas=(), tracks=Tracks(), max_age_s=10.0, answer_s=3.0, allowed=0.01)
 
 
 def chat(*, arrivals_per_s: float = 15.0, **fields: object) -> Situation:
@@ -184,3 +187,29 @@ def test_a_refused_step_is_tried_half_as_far() -> None:
     assert far.max_batched_tokens == pytest.approx(4 * 370, rel=0.1)
     nearer = farthest(CanaryMemory().reverted(far, start, 0.0), start, way, 1.0)
     assert 1.3 * start.max_batched_tokens < nearer.max_batched_tokens < 0.6 * far.max_batched_tokens
+
+
+def test_a_guess_at_short_steps_is_taken_back_for_all_at_once_where_long_ones_pay() -> None:
+    """What was set before anybody knew the requests was borne by none, and costs replicas until it is gone."""
+    warming = chat(model=EngineModel.given(LARGE), is_warming=True)
+    memory = adjust(LimitsMemory(), warming.changed(lengths=Lengths()), ALONE, ENVELOPE, POLICY, 0.0).memory
+    assert memory.limits is not None
+    assert memory.limits.max_batched_tokens < 500
+    first, second = 10.0, 10.0 + POLICY.adjustment_interval_seconds
+    memory = adjust(memory, warming, ALONE, ENVELOPE, POLICY, first).memory
+    advice = adjust(memory, warming, ALONE, ENVELOPE, POLICY, second)
+    assert advice.change is not None
+    assert (advice.change.reason, advice.change.new.max_batched_tokens) == ("LongStepsPay", 2048)
+    # What was measured in the meantime, or decided, is loosened by trials and not while others warm up.
+    assert adjust(memory.changed(guessed=False), warming, ALONE, ENVELOPE, POLICY, second).change is None
+    assert not advice.memory.guessed
+
+
+def test_a_guess_is_looked_at_once() -> None:
+    model = EngineModel.given(SMALL)
+    warming = documents().changed(model=model, is_warming=True)
+    memory = adjust(LimitsMemory(), warming.changed(lengths=Lengths()), ALONE, ENVELOPE, POLICY, 0.0).memory
+    assert memory.guessed
+    for i in range(2):
+        memory = adjust(memory, warming, ALONE, ENVELOPE, POLICY, 10.0 * (i + 1)).memory
+    assert not memory.guessed

@@ -164,6 +164,10 @@ def test_a_replica_that_goes_because_budget_is_to_spare_says_so() -> None:
     plain = after([(situation(3), sized(0.5, spare=0.6))], wanted=3)
     assert plain.memory.wanted == 2
     assert "to spare" not in plain.message
+    # Above half of what may be missed by what no fleet avoids, and not for the budget's sake.
+    overdrawn = after([(situation(3), sized(0.5, unavoidable=0.04, spare=-1.7))], wanted=3)
+    assert overdrawn.memory.wanted == 2
+    assert "to spare" not in overdrawn.message
 
 
 def test_nothing_goes_while_others_start() -> None:

@@ -31,10 +31,12 @@ def _bytes(value: Any) -> Any:
     return b64decode(value) if isinstance(value, str) else value
 
 
-Curve = Annotated[
+Packed = Annotated[
     bytes, BeforeValidator(_bytes), PlainSerializer(lambda raw: b64encode(raw).decode(), when_used="json")
 ]
-"""Values of all fleets in four bytes each; in JSON as base64."""
+"""Numbers as bytes; in JSON as base64."""
+Curve = Packed
+"""Values of all fleets in four bytes each."""
 
 
 @cache

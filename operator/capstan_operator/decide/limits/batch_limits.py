@@ -67,7 +67,8 @@ def _begun(
     if first == top:
         return Advice.made(memory=memory)
     _, because = explained(top, first, situation, 1.0, is_late=False, are_long=False)
-    return _changed(memory, first, "Calibrated", f"by what is known of steps so far, {because}", now)
+    begun = _changed(memory, first, "Calibrated", f"by what is known of steps so far, {because}", now)
+    return begun.changed(memory=begun.memory.changed(guessed=True))
 
 
 def _adjusted(
@@ -83,7 +84,8 @@ def _adjusted(
     if too_early or not situation.is_known:
         return Advice.made(memory=memory)
     # Before anything was measured under limits of ours, answers are protected.
-    steps = memory.steps if memory.adjusted_at is None else _chosen(memory.steps, situation, envelope)
+    is_first = memory.adjusted_at is None
+    steps = memory.steps if is_first else _chosen(memory.steps, situation, envelope)
     # What long steps make late is weighed by whoever chose them: fewer sequences would not make them shorter.
     late = not steps.are_long and is_late(memory)
     before, guard = memory.guard, memory.guard if steps.are_long else guarded(memory)
@@ -97,7 +99,15 @@ def _adjusted(
     are_long, asked = steps.are_long and not is_spared, min(guard, 1.0) if is_spared else guard
     goal = ideal(situation, current, envelope, asked, are_long=are_long)
     wanted = next_rung(current, goal, envelope, policy)
-    memory = memory.changed(steps=steps, adjusted_at=now, guard=guard, late_now=False)
+    was_guessed = memory.guessed and not is_first
+    memory = memory.changed(
+        steps=steps, adjusted_at=now, guard=guard, late_now=False, guessed=memory.guessed and is_first
+    )
+    if was_guessed and are_long:
+        # Short steps were set for all by a guess at what requests are like, and are taken back for all.
+        longest = [current, *rungs(current, goal, envelope, policy)][-1]
+        reason, because = explained(current, longest, situation, asked, is_late=late, are_long=are_long)
+        return _changed(memory, longest, reason, because, now)
     kept = Advice.made(memory=memory.changed(guard=min(before, guard)))
     tighter = lower(current, wanted)
     if tighter.max_batched_tokens < current.max_batched_tokens or (late and tighter != current):
@@ -171,7 +181,9 @@ def _changed(memory: LimitsMemory, wanted: BatchLimits, reason: str, because: st
     """Limits that all have from now on."""
     assert memory.limits is not None, "limits are set before they are changed"
     change = Change(reason=reason, message=f"{because}: {step(memory.limits, wanted)}", old=memory.limits, new=wanted)
-    return Advice.made(memory=_told(memory.changed(limits=wanted, moved_at=now), change, now), change=change)
+    return Advice.made(
+        memory=_told(memory.changed(limits=wanted, moved_at=now, guessed=False), change, now), change=change
+    )
 
 
 def _told(memory: LimitsMemory, change: Change, now: float) -> LimitsMemory:

@@ -12,13 +12,12 @@ is the replica whose steps take longest. What it can bear, all can; a fast one w
 """
 
 import math
-from collections.abc import Mapping
 from typing import Final
 
 from capstan_api.limits import BatchLimits
 from capstan_operator.decide.limits.trials import Fleet, Look, Outcome, Refusal, Tally, Trial, Verdict
 from capstan_operator.decide.seen.observation import Phase, Replica
-from capstan_operator.decide.seen.tracks import Track
+from capstan_operator.decide.seen.tracks import Tracks
 from capstan_operator.decide.values import Value
 
 _MARK_S: Final = 20.0
@@ -64,6 +63,7 @@ class CanaryMemory(Value):
         if len(step_s) < 2:
             return None
         slowest = max(serving, key=lambda r: (step_s.get(r.id, -1.0), r.id))
+        before, peers_before = mark.tallies(slowest, serving, fleet.tracks)
         trial = Trial(
             replica=slowest.id,
             created_at=slowest.created_at,
@@ -72,8 +72,8 @@ class CanaryMemory(Value):
             instead_of=instead_of,
             since=now,
             seen_at=now,
-            before=mark.tally([slowest], fleet.tracks),
-            peers_before=mark.tally([r for r in serving if r is not slowest], fleet.tracks),
+            before=before,
+            peers_before=peers_before,
         )
         return self.model_copy(update={"trial": trial, "begun": None})
 
@@ -104,8 +104,7 @@ class CanaryMemory(Value):
     ) -> "tuple[CanaryMemory, Verdict | None]":
         trial, seen_s = self.trial, now - begun.at
         assert trial is not None, "only a trial is judged"
-        canary = begun.tally([mine], fleet.tracks)
-        peers = begun.tally([r for r in serving if r is not mine], fleet.tracks)
+        canary, peers = begun.tallies(mine, serving, fleet.tracks)
         fell = _fell(trial, canary, peers, fleet.allowed)
         if fell is not None:
             memory = self.reverted(trial.limits, trial.instead_of, now)
@@ -168,10 +167,10 @@ def _obstacle(trial: Trial, mine: Replica | None, fleet: Fleet, now: float) -> s
     return "it tells nothing any more" if present.phase is Phase.READY else f"it is {present.phase.lower()}"
 
 
-def _step_s(mark: Look, replica: Replica, tracks: Mapping[str, Track]) -> float | None:
+def _step_s(mark: Look, replica: Replica, tracks: Tracks) -> float | None:
     """Mean seconds of the replica's steps since the mark, 0 when it took none; None when it was not there."""
-    then, now = mark.tracks.get(replica.id), tracks[replica.id]
-    if then is None or not then.is_of(replica):
+    then, now = mark.tracks.get(replica.id), tracks.get(replica.id)
+    if then is None or now is None or not then.is_of(replica):
         return None
     num_steps, busy_s = now.last_step - then.last_step, now.busy_seconds - then.busy_seconds
     return max(0.0, busy_s / num_steps) if num_steps > 0 else 0.0

@@ -4,11 +4,13 @@ Knows no reason to move. The surprising idea: one adjustment moves one rung, and
 rung by a margin, so that a steady world leaves the limits alone.
 """
 
+from functools import lru_cache
 from typing import Final
 
 LARGEST_MARGIN: Final = 0.08
 
 
+@lru_cache(maxsize=1024)
 def ladder(top: int, bottom: int, step_percent: int) -> tuple[int, ...]:
     """Falling rungs from `top` to `bottom`, each `step_percent` below the one above, and at least one."""
     rungs = [top]

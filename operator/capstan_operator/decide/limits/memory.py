@@ -22,6 +22,8 @@ class LimitsMemory(Value):
     """Those of any replica."""
     moved_at: float | None = None
     """Those of all."""
+    guessed: bool = False
+    """They were set before any request had ended, and have not been looked at since by what requests are like."""
     guard: float = 1.0
     ended: float = 0
     late: float = 0

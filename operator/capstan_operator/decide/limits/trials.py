@@ -4,14 +4,17 @@ Decides nothing. The surprising idea: everything is counted per process. A repli
 another one, and what it counted before is nobody's.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+import numpy as np
+
 from capstan_api.limits import BatchLimits
+from capstan_operator.decide.curve import Array
 from capstan_operator.decide.seen.observation import Phase, Replica
-from capstan_operator.decide.seen.tracks import Track
+from capstan_operator.decide.seen.tracks import Tracks
 from capstan_operator.decide.values import Value
 
 
@@ -32,21 +35,19 @@ class Look(Value):
     """What all replicas had counted at one moment."""
 
     at: float
-    tracks: Mapping[str, Track]
+    tracks: Tracks
 
-    def tally(self, replicas: Iterable[Replica], tracks: Mapping[str, Track]) -> Tally:
-        """What came to these replicas since; those that are other processes by now count for nothing."""
-        total = Tally()
-        for replica in replicas:
-            then, now = self.tracks.get(replica.id), tracks.get(replica.id)
-            if then is None or now is None or not (then.is_of(replica) and now.is_of(replica)):
-                continue
-            requests = now.slo_total - then.slo_total
-            good = (now.slo_good - then.slo_good, now.ttft_good - then.ttft_good, now.tpot_good - then.tpot_good)
-            if min(good) >= 0 and max(good) <= requests:
-                fresh = (requests, *(requests - each for each in good))
-                total = Tally(*(a + b for a, b in zip(total, fresh, strict=True)))
-        return total
+    def tallies(self, canary: Replica, serving: Sequence[Replica], tracks: Tracks) -> tuple[Tally, Tally]:
+        """What came to the canary since, and to its peers; who is another process by now counts for nothing."""
+        gained = tracks.gained(self.tracks, serving)
+        is_canary = np.array([replica is canary for replica in serving])
+        return _tally(gained[is_canary]), _tally(gained[~is_canary])
+
+
+def _tally(gained: Array) -> Tally:
+    """Of all rows [N, 4]: requests, and good ones."""
+    requests, *good = np.add.reduce(gained, axis=0).tolist()
+    return Tally(requests, *(requests - each for each in good))
 
 
 class Trial(Value):
@@ -114,7 +115,7 @@ class Fleet:
     """Everybody who could have a trial, and what they have counted."""
 
     replicas: tuple[Replica, ...]
-    tracks: Mapping[str, Track]
+    tracks: Tracks
     max_age_s: float
     answer_s: float
     """How long a mean answer takes."""
@@ -123,11 +124,5 @@ class Fleet:
 
     def serving(self, now: float) -> tuple[Replica, ...]:
         """Those that are ready and have told something lately."""
-        return tuple(
-            replica
-            for replica in self.replicas
-            if replica.phase is Phase.READY
-            and (track := self.tracks.get(replica.id)) is not None
-            and track.is_of(replica)
-            and now - track.at <= self.max_age_s
-        )
+        ready = [replica for replica in self.replicas if replica.phase is Phase.READY]
+        return tuple(self.tracks.heard(ready, now, self.max_age_s))

@@ -14,7 +14,7 @@ from itertools import takewhile
 
 from capstan_api.scaling import Mode, Scaling
 from capstan_operator.decide.scaling.bounds import Bound, Bounds, bounds
-from capstan_operator.decide.scaling.sizing import LOW_BUDGET, SAFE_SHARE, USUAL_STARTUP_S, Sizing
+from capstan_operator.decide.scaling.sizing import LOW_BUDGET, USUAL_STARTUP_S, Sizing
 from capstan_operator.decide.seen.observation import Allowance
 from capstan_operator.decide.seen.signals import Signals
 from capstan_operator.decide.values import Value
@@ -237,7 +237,7 @@ def _lowered(
         return _kept(memory, current, fewest, *held)
     memory = memory.changed(removed_at=now)
     because = _would_miss(sizing, current - 1)
-    if missed[sizing.binding] > SAFE_SHARE * sizing.allowed:
+    if missed[sizing.binding] > sizing.careful:
         because += f", and {sizing.spare:.0%} of the error budget is to spare"
     return _settled(memory, current - 1, "SpareCapacity", f"{because}: {current} → {_count(current - 1)}")
 

@@ -24,8 +24,8 @@ from capstan_operator.decide.values import Value
 
 USUAL_STARTUP_S: Final = 120.0
 """Assumed until a start was measured."""
-SAFE_SHARE: Final = 0.5
-"""Of what may be missed, the part that a fleet may have missed to be gone down to."""
+# Of what may be missed, the part that a fleet may have missed to be gone down to.
+_SAFE_SHARE: Final = 0.5
 # The same with enough of the error budget to spare. With more than that a load that comes in bursts is missed.
 _CONSOLIDATED_SHARE, _ENOUGH_SPARE = 0.7, 0.5
 # Of what may be missed, the part that comes on top of what no fleet avoids. Near that the bank tells too few misses of
@@ -102,6 +102,8 @@ class Sizing:
     """The class that asks for most."""
     allowed: float
     """The share of its requests that may miss."""
+    careful: float
+    """The share that a fleet may have missed to be gone down to without spending any error budget."""
     unavoidable: float
     """The share that any fleet would have missed, where that raises what may be."""
     margin: float
@@ -153,8 +155,7 @@ def size(
     needed, safe, binding = 1, 1, 0
     spare = spare or (0.0,) * len(allowed)
     for k, (permitted, lost, up) in enumerate(zip(allowed, unavoidable, ups, strict=True)):
-        part = _safe_share(spare[k])
-        down = max(part * permitted, lost + part * _BEYOND_SHARE * permitted)
+        down = _down(_safe_share(spare[k]), permitted, lost)
         asked = _fewest(shares[k], sizes, up, factor)
         if asked > needed:
             needed, binding = asked, k
@@ -164,6 +165,7 @@ def size(
         safe=max(safe, needed),
         binding=bank.classes[binding],
         allowed=ups[binding],
+        careful=_down(_SAFE_SHARE, allowed[binding], unavoidable[binding]),
         unavoidable=unavoidable[binding] if ups[binding] > allowed[binding] else 0.0,
         margin=factor,
         seconds=misses.seconds,
@@ -176,8 +178,15 @@ def size(
     )
 
 
+def _down(part: float, permitted: float, lost: float) -> float:
+    """What a fleet may have missed to be gone down to: a part of what may be missed, or of what that adds to the share
+    that any fleet would have `lost`.
+    """
+    return max(part * permitted, lost + part * _BEYOND_SHARE * permitted)
+
+
 def _safe_share(spare: float) -> float:
-    return SAFE_SHARE + min(1.0, max(0.0, spare / _ENOUGH_SPARE)) * (_CONSOLIDATED_SHARE - SAFE_SHARE)
+    return _SAFE_SHARE + min(1.0, max(0.0, spare / _ENOUGH_SPARE)) * (_CONSOLIDATED_SHARE - _SAFE_SHARE)
 
 
 def _share(shares: Array, sizes: Array, fleet: float) -> float:

@@ -4,14 +4,15 @@ A source is dropped as a whole, because half of one would look like a fall in lo
 """
 
 from collections.abc import Mapping
-from itertools import compress
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from capstan_operator.decide.seen.counters import ClassCounters, believable
-from capstan_operator.decide.seen.observation import EngineMetrics, GatewayMetrics, Observation, Phase
-from capstan_operator.decide.seen.steps import are_believable, rows
+from capstan_operator.decide.seen.counters import LARGEST_COUNT, ClassCounters, believable
+from capstan_operator.decide.seen.engines import Engines
+from capstan_operator.decide.seen.observation import GatewayMetrics, Observation, Phase
+from capstan_operator.decide.seen.steps import are_believable
 
 # Of requests or tokens through one gateway: text for more would not fit any network.
 _LARGEST_RATE: Final = 1e8
@@ -19,6 +20,7 @@ _LARGEST_RATE: Final = 1e8
 _STEPS_AHEAD: Final = 10_000
 # Of a KV cache, with what rounding may add.
 _FULL: Final = 1.001
+_NOTHING: Final = ClassCounters()
 
 
 class Judge:
@@ -47,28 +49,28 @@ class Judge:
         if not believable(metrics.held, *metrics.in_flight.values()):
             self._refused(f"{key}: requests held or in flight are not believable")
             return None
-        known = {replica.id for replica in self._observation.replicas}
-        return metrics.changed(
-            classes={name: metrics.classes.get(name, ClassCounters()) for name in sorted(classes)},
-            in_flight={key: value for key, value in metrics.in_flight.items() if key in known},
-        )
+        known, in_flight = {replica.id for replica in self._observation.replicas}, metrics.in_flight
+        if not in_flight.keys() <= known:
+            in_flight = {key: value for key, value in in_flight.items() if key in known}
+        counted = {name: metrics.classes.get(name, _NOTHING) for name in sorted(classes)}
+        return metrics.changed(classes=counted, in_flight=in_flight)
 
-    def engines(self) -> dict[str, EngineMetrics]:
-        """Metrics of the serving replicas that are believed, by id; steps that cannot be are left out."""
-        serving = self._observation.with_phase(Phase.READY, Phase.DRAINING)
-        told = {replica.id: replica.metrics for replica in serving if replica.metrics is not None}
-        engines, unreal = {}, _with_unreal_steps(told)
-        for key, metrics in told.items():
-            if not believable(*metrics.numbers) or metrics.kv_usage > _FULL:
-                self._refused(f"{key}: metrics are not believable")
-            elif not self._oldest <= metrics.at <= self._newest:
-                self._refused(f"{key}: {self._too_old}")
-            elif key in unreal:
-                self._refused(f"{key}: its steps are not believable")
-                engines[key] = metrics.changed(samples=())
-            else:
-                engines[key] = metrics
-        return engines
+    def engines(self) -> Engines:
+        """What is believed of the serving replicas; steps that cannot be are left out."""
+        told = Engines.of(self._observation.with_phase(Phase.READY, Phase.DRAINING))
+        real, fresh, with_steps = _are_real(told), self._are_fresh(told), _have_real_steps(told)
+        if (real & fresh & with_steps).all():
+            return told
+        for key, *passed in zip(told.ids, real.tolist(), fresh.tolist(), with_steps.tolist(), strict=True):
+            if not all(passed):
+                faults = ("metrics are not believable", self._too_old, "its steps are not believable")
+                self._refused(f"{key}: {faults[passed.index(False)]}")
+        return told.only(real & fresh, with_steps)
+
+    def _are_fresh(self, told: Engines) -> NDArray[np.bool_]:
+        """[N] Whether they were measured lately."""
+        at = told.column("at")
+        return (self._oldest <= at) & (at <= self._newest)
 
     def deltas(
         self, gateways: Mapping[str, GatewayMetrics], before: Mapping[str, GatewayMetrics]
@@ -90,17 +92,22 @@ class Judge:
                 elif max(difference.numbers) > most:
                     self._refused(f"{key}: counters of class {name} have leapt")
                     difference = None
-                deltas[name] = deltas.get(name, ClassCounters()).plus(difference or ClassCounters())
+                difference = difference or _NOTHING
+                deltas[name] = deltas[name].plus(difference) if name in deltas else difference
         return deltas
 
     def _refused(self, fault: str) -> None:
         self.faults.append(fault)
 
 
-def _with_unreal_steps(told: Mapping[str, EngineMetrics]) -> set[str]:
-    """Those whose steps cannot be: an engine's last one has the number of its last step."""
-    stepped = {key: metrics for key, metrics in told.items() if metrics.samples}
-    last = rows(metrics.samples[-1] for metrics in stepped.values())
-    num_steps = np.array([metrics.steps for metrics in stepped.values()])
-    real = are_believable(last) & (last[:, 0] <= num_steps + _STEPS_AHEAD)
-    return set(compress(stepped, (~real).tolist()))
+def _are_real(told: Engines) -> NDArray[np.bool_]:
+    """[N] Whether any engine could have told such numbers."""
+    # Neither NaN nor an infinity lies between the two.
+    sane: NDArray[np.bool_] = np.logical_and.reduce((told.numbers >= 0) & (told.numbers <= LARGEST_COUNT), axis=1)
+    return sane & (told.column("kv_usage") <= _FULL)
+
+
+def _have_real_steps(told: Engines) -> NDArray[np.bool_]:
+    """[N] Whether their steps can be: an engine's last one has the number of its last step."""
+    last = told.last_steps
+    return are_believable(last) & (last[:, 0] <= told.column("steps") + _STEPS_AHEAD)

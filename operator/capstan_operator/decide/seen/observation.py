@@ -69,11 +69,13 @@ class EngineMetrics(Value):
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """Everything but the samples, in the order of the fields."""
-        return _MEASURED(self)
+        """Those of `MEASURED`."""
+        return _NUMBERS(self)
 
 
-_MEASURED: Final = attrgetter(*tuple(EngineMetrics.model_fields)[:-1])
+MEASURED: Final = tuple(EngineMetrics.model_fields)[:-1]
+"""All fields but the samples."""
+_NUMBERS: Final = attrgetter(*MEASURED)
 
 
 class Replica(Value):

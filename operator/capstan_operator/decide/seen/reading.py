@@ -8,21 +8,20 @@ its loop; one whose heartbeat stands still has told us nothing, however fresh th
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter, mul
 
 from capstan_operator.decide.curve import Array
 from capstan_operator.decide.seen.counters import ClassCounters
+from capstan_operator.decide.seen.engines import Engines
 from capstan_operator.decide.seen.judgement import Judge
-from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Observation, Phase, Replica
+from capstan_operator.decide.seen.observation import Gateway, GatewayMetrics, Observation, Phase, Replica
 from capstan_operator.decide.seen.signals import ClassSignals, Lengths, Signals
-from capstan_operator.decide.seen.steps import StepSample, chosen
-from capstan_operator.decide.seen.tracks import Track
+from capstan_operator.decide.seen.steps import chosen
+from capstan_operator.decide.seen.tracks import Passed
 from capstan_operator.decide.seen.window import Progress, Slot, Window, Work, appended
 from capstan_operator.decide.values import Value
 
 # Steps that are looked at in one turn: of all engines together, and of each one when there are many.
 _MOST_SAMPLES, _FEWEST_SAMPLES = 128, 2
-_SERVED = attrgetter("waiting", "running", "prefill_backlog", "kv_usage", "kv_blocks")
 
 
 class Objectives(Value):
@@ -63,7 +62,10 @@ def read(
     judge = Judge(observation, now, max_age_s)
     gateways, engines = judge.gateways({o.name for o in objectives}), judge.engines()
     delta = judge.deltas(gateways, window.gateways)
-    tracks, progress, samples = _followed(observation.replicas, engines, window.tracks)
+    tracks, passed, seen_steps = window.tracks.after(observation.replicas, engines)
+    most = max(_FEWEST_SAMPLES, _MOST_SAMPLES // max(1, len(engines)))
+    samples, times = chosen(engines.samples, seen_steps, most)
+    progress = _progress(passed, Work.of(samples, times))
     for counted in delta.values():
         lengths = lengths.learn(counted, progress.cached_share)
 
@@ -84,7 +86,7 @@ def read(
     )
     reporting, doors = _reporting(observation, window), _reporting_gateways(observation, window)
     blind = _blind(observation, window, reporting, doors, now, max_age_s)
-    whole = all(r.id in engines for r in reporting) and all(g.id in gateways for g in doors)
+    whole = {r.id for r in reporting} <= set(engines.ids) and all(g.id in gateways for g in doors)
     signals = _signals(
         observation, window, gateways, engines, delta, objectives, complete=bool(gateways) and not blind and whole
     )
@@ -95,36 +97,14 @@ def read(
     )
 
 
-def _followed(
-    replicas: Iterable[Replica], engines: Mapping[str, EngineMetrics], tracks: Mapping[str, Track]
-) -> tuple[dict[str, Track], Progress, Array]:
-    """The tracks after this look, what all engines together have done since the last, and steps of theirs [N, 7]."""
-    after: dict[str, Track] = {}
-    told, last_steps = list[Sequence[StepSample]](), list[int]()
-    passed = [(0.0, 0.0, 0.0, 0.0)]
-    for replica in replicas:
-        key = replica.id
-        before, metrics = tracks.get(key), engines.get(key)
-        if before is not None and not before.is_of(replica):
-            before = None
-        if metrics is not None:
-            track = after[key] = Track.after(replica, metrics, before)
-            told.append(metrics.samples)
-            last_steps.append(before.last_step if before is not None else 0)
-            passed.append(track.since(before))
-        elif before is not None:
-            after[key] = before
-    most = max(_FEWEST_SAMPLES, _MOST_SAMPLES // max(1, len(engines)))
-    steps, times = chosen(told, last_steps, most)
-    replica_s, busy_s, queries, hits = map(sum, zip(*passed, strict=True))
-    progress = Progress.made(
-        work=Work.of(steps, times),
-        replica_seconds=replica_s,
-        busy_seconds=busy_s,
-        prefix_queries=queries,
-        prefix_hits=hits,
+def _progress(passed: Passed, work: Work) -> Progress:
+    return Progress.made(
+        work=work,
+        replica_seconds=passed.seconds,
+        busy_seconds=passed.busy_seconds,
+        prefix_queries=passed.prefix_queries,
+        prefix_hits=passed.prefix_hits,
     )
-    return after, progress, steps
 
 
 def _reporting(observation: Observation, window: Window) -> tuple[Replica, ...]:
@@ -132,6 +112,8 @@ def _reporting(observation: Observation, window: Window) -> tuple[Replica, ...]:
 
     A world calls the latter starting again, because they take no requests; they may still work on those they have.
     """
+    if not observation.with_phase(Phase.STARTING):
+        return observation.with_phase(Phase.READY)
     live = observation.with_phase(Phase.READY, Phase.STARTING)
     return tuple(replica for replica in live if replica.phase is Phase.READY or replica.id in window.tracks)
 
@@ -146,11 +128,12 @@ def _blind(
 ) -> tuple[str, ...]:
     """Of those that ought to report, replicas and gateways without a sign of life for too long."""
     since = window.since if window.since is not None else now
+    alive = window.tracks.alive(now, max_age_s)
     blind = []
     for replica in reporting:
-        track = window.tracks.get(replica.id)
-        if track is not None and now - track.advanced_at <= max_age_s:
+        if replica.id in alive:
             continue
+        track = window.tracks.get(replica.id)
         # Having just become ready is a sign of life too.
         last_word = max(since, track.advanced_at if track else 0.0, replica.ready_at or replica.created_at)
         if now - last_word > max_age_s:
@@ -178,7 +161,7 @@ def _signals(
     observation: Observation,
     window: Window,
     gateways: Mapping[str, GatewayMetrics],
-    engines: Mapping[str, EngineMetrics],
+    engines: Engines,
     delta: Mapping[str, ClassCounters],
     objectives: Iterable[Objectives],
     *,
@@ -187,17 +170,15 @@ def _signals(
     """Everything but who is blind and what is wrong."""
     in_flight: dict[str, float] = {}
     for metrics in gateways.values():
-        for key, requests in metrics.in_flight.items():
-            in_flight[key] = in_flight.get(key, 0.0) + requests
+        both = in_flight.keys() & metrics.in_flight.keys()
+        in_flight |= metrics.in_flight | {key: in_flight[key] + metrics.in_flight[key] for key in both}
     held = sum((metrics.held for metrics in gateways.values()), 0.0)
-    served = [_SERVED(engines[replica.id]) for replica in observation.replicas if replica.id in engines]
-    waiting, running, backlog, usage, blocks = zip(*served, strict=True) if served else ((0.0,),) * 5
+    served, usage, blocks = engines.sums, engines.column("kv_usage"), engines.column("kv_blocks")
+    waiting, running = served["waiting"], served["running"]
     arrived = any(counted.arrived > 0 for counted in delta.values())
     total, seen_s = window.total, window.seen_s
     work, peak = total.progress.work, window.busiest
     classes = {o.name: _class_signals(o, total, seen_s) for o in objectives}
-    # Requests on a replica, by the gateway's count or its own, whichever knows of more.
-    own = {key: metrics.running + metrics.waiting for key, metrics in engines.items()}
     return Signals.made(
         window_s=seen_s,
         gateway_seen=bool(gateways),
@@ -205,23 +186,33 @@ def _signals(
         classes=classes,
         arrivals_per_s=sum(c.arrivals_per_s for c in classes.values()) if seen_s > 0 else None,
         output_tokens_per_s=work.decode_tokens / seen_s if seen_s > 0 else None,
-        active=not complete or arrived or sum(waiting) + sum(running) + held + sum(in_flight.values()) > 0,
-        waiting=sum(waiting),
-        running=sum(running),
+        active=not complete or arrived or waiting + running + held + sum(in_flight.values()) > 0,
+        waiting=waiting,
+        running=running,
         held=held,
-        prefill_backlog=sum(backlog),
+        prefill_backlog=served["prefill_backlog"],
         in_flight=sum(in_flight.values(), 0.0),
-        kv_usage=max(usage),
-        num_serving=sum(1 for r in observation.replicas if r.phase is Phase.READY and r.id in engines),
-        kv_held=sum(map(mul, usage, blocks)),
-        kv_blocks=min(blocks),
+        kv_usage=max(usage.tolist(), default=0.0),
+        num_serving=sum([r.phase is Phase.READY for r in engines.replicas]),
+        kv_held=sum((usage * blocks).tolist()),
+        kv_blocks=min(blocks.tolist(), default=0.0),
         utilisation=total.progress.utilisation,
         decode_sequences=peak.sequences,
         context_tokens=peak.context,
         inter_token_s=work.inter_token_s,
-        load={r.id: max(in_flight.get(r.id, 0.0), own.get(r.id, 0.0)) for r in observation.replicas},
-        cache_value={key: track.recent_hits for key, track in window.tracks.items() if track.recent_hits >= 1},
+        load=_load(observation, engines, in_flight),
+        cache_value=window.tracks.cached,
     )
+
+
+def _load(observation: Observation, engines: Engines, in_flight: Mapping[str, float]) -> dict[str, float]:
+    """Requests on each replica, by the gateways' count or its own, whichever knows of more."""
+    load = {replica.id: in_flight.get(replica.id, 0.0) for replica in observation.replicas}
+    own = (engines.column("running") + engines.column("waiting")).tolist()
+    for key, requests in zip(engines.ids, own, strict=True):
+        if requests > load[key]:
+            load[key] = requests
+    return load
 
 
 def _class_signals(objectives: Objectives, total: Slot, seen_s: float) -> ClassSignals:

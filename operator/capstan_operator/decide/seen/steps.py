@@ -66,17 +66,18 @@ def chosen(samples: Iterable[Sequence[StepSample]], last_steps: Iterable[float],
     """Of each engine an even choice of the steps that are newer than its last one that was seen, at most so many and
     oldest first, as rows [M, 7]; and how many steps each of them stands for [M]. Unbelievable ones are left out.
     """
-    picked, num_picked, num_unseen = list[StepSample](), list[int](), list[int]()
-    for told, last_step in zip(samples, last_steps, strict=True):
-        if told and told[0].number <= last_step:
-            # An engine tells its steps in their order.
-            told = told[bisect_right(told, last_step, key=attrgetter("number")) :]
-        mine = told[:: -(-(-len(told) // most) or 1)][::-1]
-        picked += mine
-        num_picked.append(len(mine))
-        num_unseen.append(len(told))
-    steps = rows(picked)
-    owners = np.repeat(np.arange(len(num_picked)), num_picked)
+    unseen = [_newer(told, last_step) for told, last_step in zip(samples, last_steps, strict=True)]
+    num_unseen = list(map(len, unseen))
+    picked = [told[:: -(-(-num // most) or 1)][::-1] for told, num in zip(unseen, num_unseen, strict=True)]
+    steps = rows(chain.from_iterable(picked))
+    owners = np.repeat(np.arange(len(picked)), list(map(len, picked)))
     believed = are_believable(steps)
     steps, owners = steps[believed], owners[believed]
     return steps, np.array(num_unseen)[owners] / np.bincount(owners)[owners]
+
+
+def _newer(told: Sequence[StepSample], last_step: float) -> Sequence[StepSample]:
+    """An engine tells its steps in their order."""
+    if not told or told[0].number > last_step:
+        return told
+    return told[bisect_right(told, last_step, key=attrgetter("number")) :]

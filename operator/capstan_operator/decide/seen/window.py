@@ -13,7 +13,7 @@ from pydantic import Field
 from capstan_operator.decide.curve import Array
 from capstan_operator.decide.seen.counters import ClassCounters
 from capstan_operator.decide.seen.observation import GatewayMetrics
-from capstan_operator.decide.seen.tracks import Track
+from capstan_operator.decide.seen.tracks import Tracks
 from capstan_operator.decide.values import Value
 
 _NUM_SLOTS = 8
@@ -116,7 +116,7 @@ class Window(Value):
     looked_at: float | None = None
     """The moment that the newest of all looks at gateways tells of."""
     slots: tuple[Slot, ...] = ()
-    tracks: dict[str, Track] = Field(default_factory=dict)
+    tracks: Tracks = Tracks()
 
     @property
     def total(self) -> Slot:
