@@ -68,8 +68,8 @@ PARTS: dict[str, tuple[Without, ...]] = {
     "pace": ((PrefillPace, "seconds_for", lambda *_: 0.0),),
     # Measured TPOT corrects the modelled token budget.
     "guard": ((lateness, "_GUARD_BOUNDS", (1.0, 1.0)),),
-    # One removal at a time, and none before enough was seen.
-    "patience": ((replicas, "_BETWEEN_REMOVALS_S", 0.0), (replicas, "LEAST_SEEN_S", 0.0)),
+    # One removal at a time.
+    "patience": ((replicas, "_BETWEEN_REMOVALS_S", 0.0),),
     LIMITS: (),
 }
 

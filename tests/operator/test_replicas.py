@@ -214,6 +214,14 @@ def test_after_a_gap_the_look_back_begins_anew() -> None:
     assert back.memory.whole_since == NOW + hole_s
 
 
+def test_a_hole_of_less_than_a_tenth_of_the_look_back_keeps_what_was_seen() -> None:
+    look_back = {"scaleDown": {"stabilizationWindowSeconds": 600}}
+    long = deployment(scaling={"maxReplicas": 8, "behavior": look_back}).spec.scaling
+    memory = ReplicasMemory(wanted=3, seen_at=NOW, whole_since=NOW - 1000)
+    assert advise(memory, situation(3), sized(0.5), long, NOW + 59).memory.wanted == 2
+    assert advise(memory, situation(3), sized(0.5), long, NOW + 61).memory.wanted == 3
+
+
 def test_the_blind_hold_and_then_return_to_the_recent_peak() -> None:
     memory = after(steady(UP_S + 2, 4.0)).memory.model_copy(update={"wanted": 2})
     blind = situation(2, signals={"gateway_seen": False, "complete": False})

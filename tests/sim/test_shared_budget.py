@@ -81,9 +81,10 @@ def in_use(records: dict[str, Record]) -> int:
 
 
 def test_a_shared_budget_follows_the_load_and_attains_more_than_an_equal_split():
+    # More than half of the budget can serve.
     busy = {
-        "morning": arrivals(lambda at: 38.0 if at < 500 else 6.0, 1400.0, seed=1),
-        "evening": arrivals(lambda at: 6.0 if at < 700 else 38.0, 1400.0, seed=2),
+        "morning": arrivals(lambda at: 44.0 if at < 500 else 6.0, 1400.0, seed=1),
+        "evening": arrivals(lambda at: 6.0 if at < 700 else 44.0, 1400.0, seed=2),
     }
     shared = play(busy, AcceleratorBudget(name="pool", accelerators=BUDGET), BUDGET)
     split = play(busy, None, BUDGET // 2)

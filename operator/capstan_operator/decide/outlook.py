@@ -155,14 +155,15 @@ class Outlook:
             num_overdue=num_overdue,
             startup_s=ledger.startup_s(_STARTUP_SHARE),
             budget_left=ledger.least_budget_left(self.spec.slos, now),
-            catching_up=self._catching_up(sized.margin, ledger) if sized is not None else 0,
+            catching_up=self._catching_up(ledger) if sized is not None else 0,
             allowance=observation.allowance,
         )
 
-    def _catching_up(self, margin: float, ledger: Ledger) -> int:
+    def _catching_up(self, ledger: Ledger) -> int:
         """Replicas that it takes to work off a real queue within a minute of their start; 0 while there is none.
 
-        The virtual fleets have been ready all the time and have no queue from a start that takes long.
+        The virtual fleets have been ready all the time and have no queue from a start that takes long. Their margin is
+        for what they cannot know, and what waits is seen.
         """
         seen, lengths = self.reading.signals, self.reading.lengths
         ttfts = [slo.ttft.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.ttft]
@@ -174,7 +175,7 @@ class Outlook:
             self.model, lengths, min(tpots, default=None), self.args.envelope.max_sequences, self._kv_tokens
         )
         startup_s = ledger.startup_s(_STARTUP_SHARE) or sizing.USUAL_STARTUP_S
-        demand = margin * seen.arrivals_per_s / serves
+        demand = seen.arrivals_per_s / serves
         missing = max(0.0, demand - seen.num_serving) * startup_s
         asked = demand + (seen.queue / serves + missing) / _CATCH_UP_S
         # Those that serve stay for it, though nothing new comes: a drain has an end, and late requests may wait longer.

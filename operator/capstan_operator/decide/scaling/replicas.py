@@ -2,7 +2,8 @@
 
 Up when the fleet would have missed more than the objective allows over the look-back, by as many as it takes; down one
 at a time, when the smaller fleet would have missed less than half of it, or somewhat more while much of the error
-budget is to spare. The look-back is the scale-down window: what came within it must have been served by fewer. `sizing`
+budget is to spare. The look-back is the scale-down window: what came within it must have been served by fewer, and none
+goes before it was seen in whole, because what a short one has not shown comes in the rest of it. `sizing`
 says how large the fleet must be and `bounds` how large it may be; here it is given its spare replicas, stabilised, and
 kept when the world cannot be seen.
 
@@ -14,15 +15,15 @@ from itertools import takewhile
 
 from capstan_api.scaling import Mode, Scaling
 from capstan_operator.decide.scaling.bounds import Bound, Bounds, bounds
-from capstan_operator.decide.scaling.sizing import LOW_BUDGET, USUAL_STARTUP_S, Sizing
+from capstan_operator.decide.scaling.sizing import LOW_BUDGET, Sizing
 from capstan_operator.decide.seen.observation import Allowance
 from capstan_operator.decide.seen.signals import Signals
 from capstan_operator.decide.values import Value
 
 _NOTABLE_RISE, _NOTABLE_GROWTH = 1.01, 1.2
-LEAST_SEEN_S = 240.0
-"""Of the look-back, before the first replica may go."""
 _BETWEEN_REMOVALS_S = 30.0
+# Of the look-back: what came in a shorter hole was counted all the same, and only spread over it.
+_HOLE_SHARE = 0.1
 # Of a class's requests: with more misses than that in any fleet, they say nothing of how many replicas can do the work.
 _HOPELESS_SHARE = 0.5
 # A queue that is gone by then was a burst, which the look-back knows about.
@@ -56,7 +57,7 @@ class ReplicasMemory(Value):
     seen_at: float | None = None
     """When the world was last seen whole."""
     whole_since: float | None = None
-    """Since when there was no gap in what was seen."""
+    """Since when there was no hole in what was seen."""
     queued_since: float | None = None
     """Since when there is something to catch up with."""
     peaks: tuple[Peak, ...] = ()
@@ -214,8 +215,6 @@ def _lowered(
     fewest = max(safe, low.replicas)
     window_s = float(scaling.behavior.scale_down.stabilization_window_seconds)
     seen_s = now - (memory.whole_since if memory.whole_since is not None else now)
-    startup_s = USUAL_STARTUP_S if situation.startup_s is None else situation.startup_s
-    enough_s = min(window_s, max(LEAST_SEEN_S, 1.5 * startup_s))
     since_removal_s = math.inf if memory.removed_at is None else now - memory.removed_at
     missed = sizing.missed(current - 1)
     worst = max(missed, key=lambda name: missed[name])
@@ -231,7 +230,7 @@ def _lowered(
         held = "Backlog", f"{_requests(situation.signals.queue)} wait: {_count(current)} kept"
     elif situation.num_starting:
         held = "Starting", f"{_count(fewest)} would do; none goes while others start"
-    elif seen_s < enough_s or since_removal_s < min(window_s, _BETWEEN_REMOVALS_S):
+    elif seen_s < window_s or since_removal_s < min(window_s, _BETWEEN_REMOVALS_S):
         held = "SpareCapacityPending", f"{_count(fewest)} would do: {_count(current)} kept for a while"
     if held is not None:
         return _kept(memory, current, fewest, *held)
@@ -248,8 +247,10 @@ def _seen(
     """The memory of how well the world could be seen, and of how many replicas were wanted lately."""
     seen_at, whole_since = memory.seen_at, memory.whole_since
     if situation.signals.gateway_seen:
-        gap = seen_at is None or now - seen_at > scaling.stale_metrics.max_age_seconds
-        seen_at, whole_since = now, now if gap or whole_since is None else whole_since
+        window_s = scaling.behavior.scale_down.stabilization_window_seconds
+        longest_s = max(scaling.stale_metrics.max_age_seconds, _HOLE_SHARE * window_s)
+        has_hole = seen_at is None or now - seen_at > longest_s
+        seen_at, whole_since = now, now if has_hole or whole_since is None else whole_since
     peaks = memory.peaks
     if memory.wanted is not None:
         if peaks and now - peaks[0].at < _PEAK_SLOT_S:
