@@ -161,7 +161,9 @@ class Bank(Value):
     def _arrived(self, start: float, end: float) -> float:
         """Requests a second of all classes between two moments, as far as they lie within the look-back."""
         requests = covered = 0.0
-        for slot in self.slots:
+        for slot in reversed(self.slots):
+            if slot.end <= start:
+                break
             length, common = slot.end - slot.start, min(slot.end, end) - max(slot.start, start)
             if common > 0:
                 requests += sum(slot.arrived) * common / length

@@ -103,11 +103,11 @@ def _adjusted(
     memory = memory.changed(
         steps=steps, adjusted_at=now, guard=guard, late_now=False, guessed=memory.guessed and is_first
     )
-    if was_guessed and are_long:
+    if was_guessed and are_long and wanted.max_batched_tokens > current.max_batched_tokens:
         # Short steps were set for all by a guess at what requests are like, and are taken back for all.
-        longest = [current, *rungs(current, goal, envelope, policy)][-1]
+        *_, longest = rungs(current, goal, envelope, policy)
         reason, because = explained(current, longest, situation, asked, is_late=late, are_long=are_long)
-        return _changed(memory, longest, reason, because, now)
+        return _changed(memory.changed(canary=memory.canary.without_trial()), longest, reason, because, now)
     kept = Advice.made(memory=memory.changed(guard=min(before, guard)))
     tighter = lower(current, wanted)
     if tighter.max_batched_tokens < current.max_batched_tokens or (late and tighter != current):
