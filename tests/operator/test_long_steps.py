@@ -213,3 +213,13 @@ def test_a_guess_is_looked_at_once() -> None:
     for i in range(2):
         memory = adjust(memory, warming, ALONE, ENVELOPE, POLICY, 10.0 * (i + 1)).memory
     assert not memory.guessed
+
+
+def test_first_tokens_that_waited_for_the_first_replica_say_nothing_of_the_steps() -> None:
+    held = Signals(window_s=2, gateway_seen=True, complete=False, held=10)
+    nobody = chat(model=EngineModel(), lengths=Lengths(), num_ready=0, signals=held)
+    waiting = adjust(LimitsMemory(), nobody, ALONE, ENVELOPE, POLICY, 100.0).memory
+    late = chat(model=EngineModel.given(LARGE), target=Target(threshold_s=0.05, begun=20, late_first=2000))
+    soon, later = (adjust(waiting, late, ALONE, ENVELOPE, POLICY, at).memory for at in (104.0, 111.0))
+    assert soon.steps.late_first.missed == 0
+    assert later.steps.late_first.missed > 0

@@ -47,6 +47,9 @@ def adjust(
     now: float,
 ) -> Advice:
     """One turn of the fast loop. Without anything to go by, or between two adjustments, the limits stay."""
+    if situation.is_queueing:
+        # Also before anything is known of requests: those that wait for the first replica will be late by its start.
+        memory = memory.changed(queued_at=now)
     if memory.limits is None and not situation.lengths.is_known:
         return _begun(memory, situation, envelope, policy, now)
     canary, verdict = memory.canary.watched(fleet, now).followed(fleet, now)

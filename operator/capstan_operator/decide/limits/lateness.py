@@ -29,8 +29,8 @@ def watched(memory: LimitsMemory, situation: Situation, answer_s: float, now: fl
     of steps would have saved.
     """
     target, kept = situation.target, 0.5 ** (situation.seconds / _LATE_HALF_LIFE_S)
-    queued_at = now if situation.is_queueing else memory.queued_at
-    counts = now - max(memory.moved_at or 0.0, queued_at or 0.0) >= max(_STALE_ANSWERS * answer_s, _LEAST_STALE_S)
+    since = max(memory.moved_at or 0.0, memory.queued_at or 0.0)
+    counts = now - since >= max(_STALE_ANSWERS * answer_s, _LEAST_STALE_S)
     ended = late = begun = late_first = 0.0
     if target is not None and counts:
         ended, late, begun, late_first = target.ended, target.late, target.begun, target.late_first
@@ -39,7 +39,6 @@ def watched(memory: LimitsMemory, situation: Situation, answer_s: float, now: fl
         late=kept * memory.late + late,
         begun=kept * memory.begun + begun,
         late_first=kept * memory.late_first + late_first,
-        queued_at=queued_at,
         late_now=memory.late_now or late > ended,
         steps=memory.steps.watched(situation, counts=counts),
     )

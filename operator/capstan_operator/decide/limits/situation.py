@@ -68,8 +68,9 @@ class Situation(Value):
 
     @property
     def is_queueing(self) -> bool:
-        """Whether prompts wait for so long that their TTFT is in danger."""
-        return self.ttft_s is not None and self.queue_s > _QUEUE * self.ttft_s
+        """Whether prompts wait for so long that their TTFT is in danger: for engines, or for one that starts."""
+        nobody_serves = self.num_ready == 0 and self.signals.held > 0
+        return self.ttft_s is not None and (nobody_serves or self.queue_s > _QUEUE * self.ttft_s)
 
     @property
     def queue_s(self) -> float:
