@@ -23,7 +23,7 @@ _STALE_ANSWERS, _LEAST_STALE_S = 2.0, 10.0
 
 
 def watched(memory: LimitsMemory, situation: Situation, answer_s: float, now: float) -> LimitsMemory:
-    """The memory after what ended, and what waits, was counted.
+    """The memory after what ended was counted.
 
     Answers that began under other limits say nothing of these, nor does what comes while prompts queue: that no length
     of steps would have saved.

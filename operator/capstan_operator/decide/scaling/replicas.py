@@ -3,9 +3,9 @@
 Up when the fleet would have missed more than the objective allows over the look-back, by as many as it takes; down one
 at a time, when the smaller fleet would have missed less than half of it, or somewhat more while much of the error
 budget is to spare. The look-back is the scale-down window: what came within it must have been served by fewer, and none
-goes before it was seen in whole, because what a short one has not shown comes in the rest of it. `sizing`
-says how large the fleet must be and `bounds` how large it may be; here it is given its spare replicas, stabilised, and
-kept when the world cannot be seen.
+goes before it was seen in whole, because what a short one has not shown comes in the rest of it. `sizing` says how
+large the fleet must be and `bounds` how large it may be; here it is given its spare replicas, stabilised, and kept when
+the world cannot be seen.
 
 The surprising idea: scaling up needs no panic mode. A burst is in the look-back as soon as it has come, and stays.
 """
