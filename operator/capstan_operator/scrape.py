@@ -16,7 +16,7 @@ from capstan_api.metrics import Metric
 from capstan_operator.bounded_http import BoundedHttp
 from capstan_operator.decide.seen.counters import ClassCounters, Histogram, believable
 from capstan_operator.decide.seen.observation import EngineMetrics, GatewayMetrics
-from capstan_operator.decide.seen.steps import StepSample
+from capstan_operator.decide.seen.steps import StepSample, packed
 from capstan_operator.errors import AdminError, ScrapeError
 from capstan_operator.settings import OperatorSettings
 
@@ -105,7 +105,7 @@ def parse(body: bytes, wanted: tuple[Metric, ...], max_series: int) -> Page:
     return page
 
 
-def engine_metrics(page: Page, at: float, samples: tuple[StepSample, ...] = ()) -> EngineMetrics:
+def engine_metrics(page: Page, at: float, samples: Iterable[StepSample] = ()) -> EngineMetrics:
     """One engine's numbers; raises `ScrapeError` when the page is not an engine's."""
     usage = _one(page, EngineSeries.KV_USAGE)
     if usage > 1.001:
@@ -127,7 +127,7 @@ def engine_metrics(page: Page, at: float, samples: tuple[StepSample, ...] = ()) 
         slo_good=_good(page, "all"),
         ttft_good=_good(page, "ttft"),
         tpot_good=_good(page, "tpot"),
-        samples=samples,
+        samples=packed(samples),
     )
 
 

@@ -8,7 +8,7 @@ made here by construction, because the simulation makes millions of them.
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import Final
+from typing import TypeAlias
 
 from capstan_api.limits import BatchLimits, LimitsState
 from capstan_api.replicas import ReplicaEntry, ReplicaState
@@ -17,7 +17,7 @@ from capstan_operator.budgets import Budgets
 from capstan_operator.decide import Decision, Memory, Observation, decide, render
 from capstan_operator.decide.actions import DrainReplica, EnsureGateway, Route, SetLimits, StartReplica, StopReplica
 from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
-from capstan_operator.decide.seen.steps import StepSample
+from capstan_operator.decide.seen.steps import packed
 from capstan_sim.counters import Counters
 from capstan_sim.engine import Engine, Run
 from capstan_sim.fleet import Fleet, Pod, PodPhase
@@ -26,7 +26,8 @@ from capstan_sim.simulation import Record
 
 EPOCH_S = 1_800_000_000.0
 """The moment that a simulation's zero stands for."""
-_tuple: Final = tuple.__new__
+_Step: TypeAlias = tuple[int, float, float, int, int, int, float]
+"""The fields of a `StepSample`."""
 _PHASES = {
     PodPhase.PENDING: Phase.PENDING,
     PodPhase.STARTING: Phase.STARTING,
@@ -208,8 +209,8 @@ class ControlPlane:
             limits=limits,
         )
 
-    def _samples(self, fleet: Fleet, pod: Pod, life: "_Life") -> tuple[StepSample, ...]:
-        """The newest steps that no look has seen, oldest first."""
+    def _samples(self, fleet: Fleet, pod: Pod, life: "_Life") -> bytes:
+        """The newest steps that no look has seen."""
         engine = pod.replica
         assert engine is not None, "a pod without a process has no steps"
         runs = list(engine.runs)
@@ -217,7 +218,7 @@ class ControlPlane:
         present = engine.run_so_far(fleet.now)
         if present is not None:
             runs.append(present)
-        pieces: list[list[StepSample]] = []
+        pieces: list[list[_Step]] = []
         num_left = self._max_step_samples
         for run in reversed(runs):
             unseen = _steps(run, max(life.last_step + 1, run.first + run.num_steps - num_left))
@@ -225,10 +226,9 @@ class ControlPlane:
                 break
             pieces.append(unseen)
             num_left -= len(unseen)
-        samples = tuple(chain.from_iterable(reversed(pieces)))
-        if samples:
-            life.last_step = samples[-1].number
-        return samples
+        if pieces:
+            life.last_step = pieces[0][-1][0]
+        return packed(chain.from_iterable(reversed(pieces)))
 
 
 class _Life:
@@ -249,23 +249,20 @@ def _end(fleet: Fleet, pod: Pod) -> None:
         fleet.stop(pod)
 
 
-def _steps(run: Run, number: int) -> list[StepSample]:
+def _steps(run: Run, number: int) -> list[_Step]:
     """Those of the run from `number` on."""
     first, start, num_steps, prefill_tokens, sequences, context, pairs, first_s, growth_s = run
     attention_pairs = float(pairs)
-    # As tuples and without a call of ours, `Run.end` written out: these are made by the million.
+    # Without a call of ours, `Run.end` written out: these are made by the million.
     return [
-        _tuple(
-            StepSample,
-            (
-                first + step,
-                EPOCH_S + (start + (step + 1) * first_s + growth_s * ((step + 1) * step / 2)),
-                first_s + step * growth_s,
-                prefill_tokens,
-                sequences,
-                context + step * sequences,
-                attention_pairs,
-            ),
+        (
+            first + step,
+            EPOCH_S + (start + (step + 1) * first_s + growth_s * ((step + 1) * step / 2)),
+            first_s + step * growth_s,
+            prefill_tokens,
+            sequences,
+            context + step * sequences,
+            attention_pairs,
         )
         for step in range(max(number - first, 0), num_steps)
     ]

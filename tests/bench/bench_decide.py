@@ -20,7 +20,7 @@ from capstan_api.v1alpha1 import InferenceDeployment, parse
 from capstan_operator.decide import Memory, Observation, decide, render
 from capstan_operator.decide.seen.counters import ClassCounters, Histogram
 from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
-from capstan_operator.decide.seen.steps import StepSample
+from capstan_operator.decide.seen.steps import StepSample, packed
 
 START = 1_800_000_000.0
 WARM_UP_TURNS = 60
@@ -102,7 +102,7 @@ def engine(turn: int, now: float, num_steps: int) -> EngineMetrics:
         kv_usage=0.05,
         kv_blocks=20000,
         busy_seconds=STEP_S * num_steps * turn,
-        samples=samples,
+        samples=packed(samples),
         **fields,
     )
 

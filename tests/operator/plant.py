@@ -17,7 +17,7 @@ from capstan_operator.decide import Decision, Memory, Observation, decide, rende
 from capstan_operator.decide.actions import DrainReplica, EnsureGateway, Route, SetLimits, StartReplica, StopReplica
 from capstan_operator.decide.seen.counters import ClassCounters, Histogram
 from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
-from capstan_operator.decide.seen.steps import StepSample
+from capstan_operator.decide.seen.steps import StepSample, packed
 
 SLO_CLASS = "interactive"
 
@@ -145,7 +145,7 @@ class Plant:
                 slo_good=sum(ttft and tpot for ttft, tpot in engine.ended),
                 ttft_good=sum(ttft for ttft, _ in engine.ended),
                 tpot_good=sum(tpot for _, tpot in engine.ended),
-                samples=samples,
+                samples=packed(samples),
             )
             top = render.envelope(self.deployment).top
             limits = LimitsState(

@@ -1,5 +1,6 @@
 """Small worlds to decide in: a deployment, observations of it, and a law that has already learnt."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from capstan_operator.decide.progress import RolloutMemory
 from capstan_operator.decide.seen.counters import ClassCounters, Histogram
 from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
 from capstan_operator.decide.seen.signals import Lengths
-from capstan_operator.decide.seen.steps import StepSample
+from capstan_operator.decide.seen.steps import StepSample, packed
 
 NOW = 1_800_000_000.0
 # Seconds for a step, its prefill token, its decoding sequence, a token of context and a pair: a small CPU model.
@@ -79,8 +80,8 @@ def replica(
     return Replica(id=name, revision=revision, phase=phase, **{**defaults, **fields})
 
 
-def engine_metrics(at: float = NOW, **fields: Any) -> EngineMetrics:
-    return EngineMetrics(**{"at": at, "heartbeat": at, "kv_blocks": 4096.0, **fields})
+def engine_metrics(at: float = NOW, samples: Iterable[StepSample] = (), **fields: Any) -> EngineMetrics:
+    return EngineMetrics(**{"at": at, "heartbeat": at, "kv_blocks": 4096.0, "samples": packed(samples), **fields})
 
 
 def limits_state(

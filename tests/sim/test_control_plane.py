@@ -5,7 +5,8 @@ import pytest
 
 from capstan_api import v1alpha1
 from capstan_operator.decide import render
-from capstan_operator.decide.seen.observation import Observation, Phase
+from capstan_operator.decide.seen.observation import Observation, Phase, Replica
+from capstan_operator.decide.seen.steps import StepSample, rows
 from capstan_sim.control_plane import EPOCH_S, ControlPlane, _steps, objectives
 from capstan_sim.engine import Run
 from capstan_sim.events import Event, blind_spans, prepare
@@ -43,6 +44,12 @@ def deployment(**scaling):
             },
         }
     )
+
+
+def taken(replica: Replica) -> list[StepSample]:
+    """The steps that its engine tells."""
+    told = rows(replica.metrics.samples if replica.metrics else b"")
+    return [StepSample(int(number), *others) for number, *others in told.tolist()]
 
 
 def load(*phases: tuple[float, float]) -> Workload:
@@ -127,7 +134,7 @@ def test_step_samples_are_the_steps_and_come_once(surge):
         for replica in observation.replicas:
             # An id that has become free is given again.
             life = (replica.id, replica.created_at)
-            for sample in replica.metrics.samples if replica.metrics else ():
+            for sample in taken(replica):
                 assert sample.number > last.get(life, 0)
                 last[life] = sample.number
                 seconds = MODEL.seconds(*sample[3:])
@@ -165,7 +172,7 @@ def test_a_pod_that_vanishes_is_replaced_and_one_that_crashed_is_not_doubled():
     restarted = [r for o in seen if o.at > 1_800_000_352 for r in o.replicas if r.restarts == 1]
     assert restarted[0].phase is Phase.STARTING
     assert {r.id for r in restarted} == {restarted[0].id}
-    samples = [sample for r in restarted if r.metrics for sample in r.metrics.samples]
+    samples = [sample for r in restarted for sample in taken(r)]
     assert samples[0].number < 100
     assert not [pod for pod in [*record.fleet.pods, *record.fleet.retired] if 350.0 <= pod.created_at <= 360.0]
     assert len(record.book.done_times) == len(record.book)
@@ -183,7 +190,7 @@ def test_engines_know_the_thresholds_except_under_the_published_protocol():
 @pytest.mark.parametrize(("number", "growth_s"), [(1, 0.0), (7, 1e-5), (11, 3e-4)])
 def test_steps_are_told_as_their_run_has_them(number: int, growth_s: float) -> None:
     run = Run(7, 12.345, 5, 0, 3, 900, 0, 0.0123, growth_s)
-    told = _steps(run, number)
+    told = [StepSample(*step) for step in _steps(run, number)]
     assert [step.number for step in told] == [n for n in range(7, 12) if n >= number]
     for step in told:
         place = step.number - 7

@@ -6,7 +6,7 @@ array cost little more than one.
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import chain, compress
+from itertools import chain, compress, islice
 from typing import Final
 
 import numpy as np
@@ -14,30 +14,32 @@ from numpy.typing import NDArray
 
 from capstan_operator.decide.curve import Array
 from capstan_operator.decide.seen.observation import MEASURED, Replica
-from capstan_operator.decide.seen.steps import StepSample, rows
+from capstan_operator.decide.seen.steps import ROW_BYTES, rows
 
 COLUMNS: Final = {name: column for column, name in enumerate(MEASURED)}
-_NO_STEP: Final = StepSample(0, 0.0, 0.0, 0, 0, 0, 0.0)
 
 
 class Engines:
     """Row i is what `replicas[i]` told."""
 
-    def __init__(self, replicas: Sequence[Replica], numbers: Array, samples: Sequence[Sequence[StepSample]]) -> None:
+    def __init__(self, replicas: Sequence[Replica], numbers: Array, samples: Sequence[bytes]) -> None:
         """`numbers` is [N, 15], the fields of `EngineMetrics` before its `samples`, which are those of each replica."""
-        self.replicas, self.numbers, self.samples = replicas, numbers, samples
+        self.replicas, self.numbers, self._samples = replicas, numbers, samples
         self.ids = tuple([replica.id for replica in replicas])
 
     @classmethod
     def of(cls, replicas: Iterable[Replica]) -> "Engines":
         """Those of the replicas that told anything."""
-        told = [(replica, metrics) for replica in replicas if (metrics := replica.metrics) is not None]
-        numbers = np.fromiter(chain.from_iterable([metrics.numbers for _, metrics in told]), np.float64)
-        return cls([r for r, _ in told], numbers.reshape(-1, len(COLUMNS)), [metrics.samples for _, metrics in told])
+        told = [replica for replica in replicas if replica.metrics is not None]
+        # Values have their fields in the order in which these are declared.
+        metrics = [vars(replica.metrics) for replica in told]
+        counted = chain.from_iterable([islice(each.values(), len(COLUMNS)) for each in metrics])
+        numbers = np.fromiter(counted, np.float64).reshape(-1, len(COLUMNS))
+        return cls(told, numbers, [each["samples"] for each in metrics])
 
     def only(self, which: NDArray[np.bool_], with_steps: NDArray[np.bool_]) -> "Engines":
         """The engines of `which` [N], and no steps but `with_steps` [N]."""
-        samples = [told if real else () for told, real in zip(self.samples, with_steps.tolist(), strict=True)]
+        samples = [told if real else b"" for told, real in zip(self._samples, with_steps.tolist(), strict=True)]
         kept = which.tolist()
         return Engines(list(compress(self.replicas, kept)), self.numbers[which], list(compress(samples, kept)))
 
@@ -52,9 +54,24 @@ class Engines:
         return dict(zip(COLUMNS, np.add.reduce(self.numbers, axis=0).tolist(), strict=True))
 
     @cached_property
+    def steps(self) -> Array:
+        """[M, 7] The steps of all, one engine's after the other's."""
+        return rows(b"".join(self._samples))
+
+    @cached_property
+    def num_steps(self) -> NDArray[np.int64]:
+        """[N] Steps of each."""
+        return np.array([len(told) for told in self._samples], dtype=np.int64) // ROW_BYTES
+
+    @cached_property
     def last_steps(self) -> Array:
-        """[N, 7] The newest step of each as rows of `StepSample`; zeros where none was told."""
-        return rows([told[-1] if told else _NO_STEP for told in self.samples])
+        """[N, 7] The newest step of each; zeros where none was told."""
+        if not len(self.steps):
+            return np.zeros((len(self), self.steps.shape[1]))
+        last: Array = self.steps[self.num_steps.cumsum() - 1]
+        if not self.num_steps.all():
+            last[self.num_steps == 0] = 0.0
+        return last
 
     def __len__(self) -> int:
         return len(self.replicas)

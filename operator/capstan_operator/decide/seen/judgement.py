@@ -9,8 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from capstan_operator.decide.curve import Array
 from capstan_operator.decide.seen.counters import LARGEST_COUNT, ClassCounters, believable
-from capstan_operator.decide.seen.engines import Engines
+from capstan_operator.decide.seen.engines import COLUMNS, Engines
 from capstan_operator.decide.seen.observation import GatewayMetrics, Observation, Phase
 from capstan_operator.decide.seen.steps import are_believable
 
@@ -18,8 +19,8 @@ from capstan_operator.decide.seen.steps import are_believable
 _LARGEST_RATE: Final = 1e8
 # Samples and counters of an engine are asked for at the same time, and it goes on meanwhile.
 _STEPS_AHEAD: Final = 10_000
-# Of a KV cache, with what rounding may add.
-_FULL: Final = 1.001
+# Of what an engine tells; of a KV cache all, with what rounding may add.
+_MOST: Final[Array] = np.array([1.001 if name == "kv_usage" else LARGEST_COUNT for name in COLUMNS])
 _NOTHING: Final = ClassCounters()
 
 
@@ -58,19 +59,18 @@ class Judge:
     def engines(self) -> Engines:
         """What is believed of the serving replicas; steps that cannot be are left out."""
         told = Engines.of(self._observation.with_phase(Phase.READY, Phase.DRAINING))
-        real, fresh, with_steps = _are_real(told), self._are_fresh(told), _have_real_steps(told)
-        if (real & fresh & with_steps).all():
+        at, with_steps = told.column("at"), _have_real_steps(told)
+        fresh = (self._oldest <= at) & (at <= self._newest)
+        # Neither NaN nor an infinity lies between the two.
+        sane = (told.numbers >= 0) & (told.numbers <= _MOST)
+        if sane.all() and fresh.all() and with_steps.all():
             return told
+        real: NDArray[np.bool_] = np.logical_and.reduce(sane, axis=1)
         for key, *passed in zip(told.ids, real.tolist(), fresh.tolist(), with_steps.tolist(), strict=True):
             if not all(passed):
                 faults = ("metrics are not believable", self._too_old, "its steps are not believable")
                 self._refused(f"{key}: {faults[passed.index(False)]}")
         return told.only(real & fresh, with_steps)
-
-    def _are_fresh(self, told: Engines) -> NDArray[np.bool_]:
-        """[N] Whether they were measured lately."""
-        at = told.column("at")
-        return (self._oldest <= at) & (at <= self._newest)
 
     def deltas(
         self, gateways: Mapping[str, GatewayMetrics], before: Mapping[str, GatewayMetrics]
@@ -98,13 +98,6 @@ class Judge:
 
     def _refused(self, fault: str) -> None:
         self.faults.append(fault)
-
-
-def _are_real(told: Engines) -> NDArray[np.bool_]:
-    """[N] Whether any engine could have told such numbers."""
-    # Neither NaN nor an infinity lies between the two.
-    sane: NDArray[np.bool_] = np.logical_and.reduce((told.numbers >= 0) & (told.numbers <= LARGEST_COUNT), axis=1)
-    return sane & (told.column("kv_usage") <= _FULL)
 
 
 def _have_real_steps(told: Engines) -> NDArray[np.bool_]:

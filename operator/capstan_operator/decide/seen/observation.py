@@ -6,7 +6,6 @@ idea: nothing here is trusted. A scraped number may be NaN, negative or absurd u
 
 from collections.abc import Mapping
 from enum import StrEnum
-from operator import attrgetter
 from typing import Final
 
 from pydantic import Field
@@ -17,7 +16,7 @@ from capstan_api.replicas import ReplicaEntry
 from capstan_api.startup import StartupReport
 from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.seen.counters import ClassCounters
-from capstan_operator.decide.seen.steps import StepSample
+from capstan_operator.decide.seen.steps import Steps
 from capstan_operator.decide.values import Value
 
 
@@ -65,17 +64,11 @@ class EngineMetrics(Value):
     slo_good: float = 0
     ttft_good: float = 0
     tpot_good: float = 0
-    samples: tuple[StepSample, ...] = ()
-
-    @property
-    def numbers(self) -> tuple[float, ...]:
-        """Those of `MEASURED`."""
-        return _NUMBERS(self)
+    samples: Steps = b""
 
 
 MEASURED: Final = tuple(EngineMetrics.model_fields)[:-1]
 """All fields but the samples."""
-_NUMBERS: Final = attrgetter(*MEASURED)
 
 
 class Replica(Value):

@@ -64,7 +64,7 @@ def read(
     delta = judge.deltas(gateways, window.gateways)
     tracks, passed, seen_steps = window.tracks.after(observation.replicas, engines)
     most = max(_FEWEST_SAMPLES, _MOST_SAMPLES // max(1, len(engines)))
-    samples, times = chosen(engines.samples, seen_steps, most)
+    samples, times = chosen(engines.steps, engines.num_steps, seen_steps, most)
     progress = _progress(passed, Work.of(samples, times))
     for counted in delta.values():
         lengths = lengths.learn(counted, progress.cached_share)
@@ -86,7 +86,7 @@ def read(
     )
     reporting, doors = _reporting(observation, window), _reporting_gateways(observation, window)
     blind = _blind(observation, window, reporting, doors, now, max_age_s)
-    whole = {r.id for r in reporting} <= set(engines.ids) and all(g.id in gateways for g in doors)
+    whole = set(engines.ids).issuperset([r.id for r in reporting]) and all(g.id in gateways for g in doors)
     signals = _signals(
         observation, window, gateways, engines, delta, objectives, complete=bool(gateways) and not blind and whole
     )
@@ -174,7 +174,7 @@ def _signals(
         in_flight |= metrics.in_flight | {key: in_flight[key] + metrics.in_flight[key] for key in both}
     held = sum((metrics.held for metrics in gateways.values()), 0.0)
     served, usage, blocks = engines.sums, engines.column("kv_usage"), engines.column("kv_blocks")
-    waiting, running = served["waiting"], served["running"]
+    waiting, running, ready = served["waiting"], served["running"], Phase.READY
     arrived = any(counted.arrived > 0 for counted in delta.values())
     total, seen_s = window.total, window.seen_s
     work, peak = total.progress.work, window.busiest
@@ -193,7 +193,7 @@ def _signals(
         prefill_backlog=served["prefill_backlog"],
         in_flight=sum(in_flight.values(), 0.0),
         kv_usage=max(usage.tolist(), default=0.0),
-        num_serving=sum([r.phase is Phase.READY for r in engines.replicas]),
+        num_serving=sum([r.phase is ready for r in engines.replicas]),
         kv_held=sum((usage * blocks).tolist()),
         kv_blocks=min(blocks.tolist(), default=0.0),
         utilisation=total.progress.utilisation,

@@ -4,17 +4,16 @@ Knows no engine. The surprising idea: the newest of many steps say as much as al
 each of them stands for its share of the others.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable
 from itertools import chain
-from operator import attrgetter
 from typing import Annotated, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from capstan_operator.decide.curve import Array
+from capstan_operator.decide.curve import Array, Packed
 from capstan_operator.decide.seen.counters import LARGEST_COUNT
 
 _LONGEST_STEP_S: Final = 600.0
@@ -36,6 +35,17 @@ class StepSample(NamedTuple):
     attention_pairs: float
 
 
+def _whole(raw: bytes) -> bytes:
+    if len(raw) % ROW_BYTES:
+        raise ValueError(f"steps are rows of {ROW_BYTES} bytes, and {len(raw)} are no whole number of them")
+    return raw
+
+
+Steps = Annotated[Packed, AfterValidator(_whole)]
+"""Samples in the order of their steps, each number in eight bytes."""
+ROW_BYTES: Final = 8 * len(StepSample._fields)
+"""Of each of them."""
+_NONE: Final = np.zeros(1, dtype=np.int64)
 # Of each field; the pairs are bounded by the prefill tokens that they belong to.
 _MOST: Final[Array] = np.array(
     [
@@ -50,9 +60,14 @@ _MOST: Final[Array] = np.array(
 )
 
 
-def rows(samples: Iterable[StepSample]) -> Array:
-    """The samples as rows [N, 7]."""
-    return np.fromiter(chain.from_iterable(samples), np.float64).reshape(-1, len(StepSample._fields))
+def packed(samples: Iterable[Iterable[float]]) -> bytes:
+    """The samples as `Steps`."""
+    return array("d", chain.from_iterable(samples)).tobytes()
+
+
+def rows(steps: bytes) -> Array:
+    """[M, 7] The steps, a `StepSample` in each row."""
+    return np.frombuffer(steps).reshape(-1, len(StepSample._fields))
 
 
 def are_believable(steps: Array) -> NDArray[np.bool_]:
@@ -62,22 +77,23 @@ def are_believable(steps: Array) -> NDArray[np.bool_]:
     return sane & (steps[:, 6] <= _LONGEST_CONTEXT * steps[:, 3])
 
 
-def chosen(samples: Iterable[Sequence[StepSample]], last_steps: Iterable[float], most: int) -> tuple[Array, Array]:
+def chosen(steps: Array, num_steps: NDArray[np.int64], last_steps: Array, most: int) -> tuple[Array, Array]:
     """Of each engine an even choice of the steps that are newer than its last one that was seen, at most so many and
     oldest first, as rows [M, 7]; and how many steps each of them stands for [M]. Unbelievable ones are left out.
+
+    `steps` are those of N engines, of which the first took `num_steps[0]`, and so on; `last_steps` is [N].
     """
-    unseen = [_newer(told, last_step) for told, last_step in zip(samples, last_steps, strict=True)]
-    num_unseen = list(map(len, unseen))
-    picked = [told[:: -(-(-num // most) or 1)][::-1] for told, num in zip(unseen, num_unseen, strict=True)]
-    steps = rows(chain.from_iterable(picked))
-    owners = np.repeat(np.arange(len(picked)), list(map(len, picked)))
-    believed = are_believable(steps)
-    steps, owners = steps[believed], owners[believed]
-    return steps, np.array(num_unseen)[owners] / np.bincount(owners)[owners]
-
-
-def _newer(told: Sequence[StepSample], last_step: float) -> Sequence[StepSample]:
-    """An engine tells its steps in their order."""
-    if not told or told[0].number > last_step:
-        return told
-    return told[bisect_right(told, last_step, key=attrgetter("number")) :]
+    ends = num_steps.cumsum()
+    num_newer = np.concatenate([_NONE, (steps[:, 0] > last_steps.repeat(num_steps)).cumsum()])
+    # An engine tells its steps in their order, so that the new ones are its last.
+    num_new = num_newer[ends] - num_newer[ends - num_steps]
+    stride = np.maximum(1, -(-num_new // most))
+    num_picked = -(-num_new // stride)
+    owners = np.arange(len(num_new)).repeat(num_picked)
+    from_newest = (num_picked.cumsum() - 1)[owners] - np.arange(len(owners))
+    picked = steps[(ends - 1)[owners] - stride[owners] * from_newest]
+    believed = are_believable(picked)
+    if not believed.all():
+        picked, owners = picked[believed], owners[believed]
+        num_picked = np.bincount(owners, minlength=len(num_new))
+    return picked, num_new[owners] / num_picked[owners]

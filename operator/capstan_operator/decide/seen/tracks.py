@@ -6,6 +6,7 @@ one that restarted under its name counts from zero.
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
+from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ from capstan_operator.decide.values import Value
 
 _HITS_HALF_LIFE_S: Final = 60.0
 _Process: TypeAlias = tuple[float, int]
+_PROCESS: Final = attrgetter("created_at", "restarts")
 
 
 class Track(NamedTuple):
@@ -84,8 +86,8 @@ class Tracks(Value):
 
     def alive(self, now: float, max_age_s: float) -> set[str]:
         """Whose heartbeat was seen to move lately."""
-        moved: list[float] = self._rows[:, _ADVANCED_AT].tolist()
-        return {key for key, at in zip(self.ids, moved, strict=True) if now - at <= max_age_s}
+        moved: list[bool] = (now - self._rows[:, _ADVANCED_AT] <= max_age_s).tolist()
+        return set(compress(self.ids, moved))
 
     def heard(self, replicas: Iterable[Replica], now: float, max_age_s: float) -> list[Replica]:
         """Those of the replicas that have told something lately."""
@@ -106,18 +108,20 @@ class Tracks(Value):
         now[:, _COPIED] = engines.numbers[:, _MEASURED]
         passed = now[:, _PASSING] - before[:, _PASSING]
         stands_still = known & (now[:, _HEARTBEAT] == before[:, _HEARTBEAT])
-        now[:, _ADVANCED_AT] = np.where(stands_still, before[:, _ADVANCED_AT], now[:, _AT])
+        now[:, _ADVANCED_AT] = now[:, _AT]
+        np.copyto(now[:, _ADVANCED_AT], before[:, _ADVANCED_AT], where=stands_still)
         now[:, _LAST_STEP] = np.maximum(before[:, _LAST_STEP], engines.last_steps[:, 0])
         kept = 0.5 ** (np.maximum(0.0, passed[:, _AT]) / _HITS_HALF_LIFE_S)
         hits = before[:, _RECENT_HITS] * kept + np.maximum(0.0, passed[:, _HITS])
-        now[:, _RECENT_HITS] = np.where(known & (passed[:, _AT] >= 0), hits, 0.0)
+        now[:, _RECENT_HITS] = 0.0
+        np.copyto(now[:, _RECENT_HITS], hits, where=known & (passed[:, _AT] >= 0))
         # Where one of them ran backwards, all of them say nothing.
         is_told = known & np.logical_and.reduce(passed >= 0, axis=1)
         sums = np.add.reduce(np.where(is_told[:, None], passed, 0.0), axis=0).tolist()
         tracks = Tracks.made(ids=engines.ids, processes=processes, counted=now.tobytes())
         if len(engines) < len(replicas):
             tracks = tracks._with(self, [r for r in replicas if r.id not in tracks])
-        return Followed(tracks, Passed(*sums), before[:, _LAST_STEP].tolist())
+        return Followed(tracks, Passed(*sums), before[:, _LAST_STEP])
 
     def gained(self, earlier: "Tracks", replicas: Sequence[Replica]) -> Array:
         """[N, 4] Requests that ended on each of the replicas since, and how many of them were good: all told, by TTFT,
@@ -160,12 +164,12 @@ class Followed(NamedTuple):
 
     tracks: Tracks
     passed: Passed
-    seen_steps: list[float]
-    """Of each engine that told, the number of its newest step that had been seen before; 0 without one."""
+    seen_steps: Array
+    """[N] Of each engine that told, the number of its newest step that had been seen before; 0 without one."""
 
 
 def _processes(replicas: Iterable[Replica]) -> tuple[_Process, ...]:
-    return tuple([(replica.created_at, replica.restarts) for replica in replicas])
+    return tuple(map(_PROCESS, replicas))
 
 
 @lifelong
