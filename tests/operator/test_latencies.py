@@ -8,18 +8,19 @@ from hypothesis import strategies as st
 from capstan_operator.decide.curve import sizes
 from capstan_operator.decide.fleets.bank import Bank
 from capstan_operator.decide.fleets.engine_model import EngineModel
-from capstan_operator.decide.fleets.latencies import TPOT_S, TTFT_S, Latencies
+from capstan_operator.decide.fleets.latencies import TOLD, TPOT_S, TTFT_S, Latencies
 from capstan_operator.decide.fleets.queues import Arrived, Class, Engine
 
 FLEETS = sizes(4)
-NONE_ABOVE = np.zeros((len(TPOT_S), len(FLEETS)))
+TOLD_FLEETS = len(FLEETS[TOLD])
+NONE_ABOVE = np.zeros((len(TPOT_S), TOLD_FLEETS))
 
 
 def counted(ttft_s: list[float], kept: float = 1.0) -> Latencies:
     """Requests one after the other, alike in every fleet."""
     latencies = Latencies()
     for each in ttft_s:
-        above = np.repeat((each > TTFT_S).astype(float)[:, None], len(FLEETS), axis=1)
+        above = np.repeat((each > TTFT_S).astype(float)[:, None], TOLD_FLEETS, axis=1)
         latencies = latencies.after([1.0], above[None], NONE_ABOVE, kept)
     return latencies
 
@@ -55,8 +56,9 @@ def test_older_requests_weigh_less() -> None:
 
 def test_another_number_of_fleets_begins_anew() -> None:
     other = sizes(40)
-    above = np.ones((1, len(TTFT_S), len(other)))
-    grown = counted([10.0] * 5).after([3.0], above, np.zeros((len(TPOT_S), len(other))), 1.0)
+    num_told = len(other[TOLD])
+    above = np.ones((1, len(TTFT_S), num_told))
+    grown = counted([10.0] * 5).after([3.0], above, np.zeros((len(TPOT_S), num_told)), 1.0)
     assert grown.of_ttft(0, other, 4.0, 0.95) is not None
 
 

@@ -4,11 +4,12 @@ What comes from outside is validated. The surprising idea: what the law itself h
 it again costs more than computing it; `made` and `changed` take their fields as they are.
 """
 
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 _V = TypeVar("_V", bound="Value")
+_new: Final = object.__new__
 # Past the `__setattr__` that a frozen value refuses.
 _set_fields, _set_given, _set_extra, _set_private = (
     BaseModel.__dict__[slot].__set__
@@ -39,7 +40,8 @@ class Value(BaseModel):
     @classmethod
     def made(cls, **fields: Any) -> Self:
         """A value of fields that are known to be right, down to `float` for a float. Equal to a validated one."""
-        assert cls._required <= fields.keys(), f"{cls.__name__} needs {sorted(cls._required - fields.keys())}"
+        if len(fields) < len(cls._defaults):
+            assert cls._required <= fields.keys(), f"{cls.__name__} needs {sorted(cls._required - fields.keys())}"
         return _built(cls, cls._defaults | fields)
 
     def changed(self, **fields: Any) -> Self:
@@ -58,7 +60,7 @@ class Value(BaseModel):
 def _built(cls: type[_V], fields: dict[str, Any]) -> _V:
     """What pydantic's own `model_construct` and `model_copy` make, in a fifth of their time."""
     assert len(fields) == len(cls._defaults), f"{cls.__name__} has no {sorted(fields.keys() - cls._defaults.keys())}"
-    value = cls.__new__(cls)
+    value = _new(cls)
     _set_fields(value, fields)
     _set_given(value, cls._named)
     _set_extra(value, None)

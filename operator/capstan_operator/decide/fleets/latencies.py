@@ -23,6 +23,9 @@ TTFT_S: Final[Array] = 0.02 * _POWERS
 TPOT_S: Final[Array] = 0.001 * _POWERS
 _TTFT_S: Final[Sequence[float]] = TTFT_S.tolist()
 _TPOT_S: Final[Sequence[float]] = TPOT_S.tolist()
+TOLD: Final = slice(1, None, 4)
+"""The L of all fleets whose latencies are told: each is a sixth larger than the one before, and the real one has no size
+of its own."""
 _LEAST_REQUESTS: Final = 1.0
 
 
@@ -40,12 +43,12 @@ class Latencies(Value):
 
     requests: tuple[float, ...] = ()
     ttft: tuple[Curve, ...] = ()
-    """Of each class [G, F] requests above the bounds `TTFT_S`."""
+    """Of each class [G, L] requests above the bounds `TTFT_S`."""
     tpot: Curve = b""
-    """[G, F] requests of all classes above the bounds `TPOT_S`."""
+    """[G, L] requests of all classes above the bounds `TPOT_S`."""
 
     def after(self, requests: Sequence[float], ttft: Iterable[Array], tpot: Array, kept: float) -> "Latencies":
-        """The counts after `requests` of each class, of which shares `ttft` [K, G, F] and `tpot` [G, F] were above the
+        """The counts after `requests` of each class, of which shares `ttft` [K, G, L] and `tpot` [G, L] were above the
         bounds; `kept` is the share of the older ones that still counts.
         """
         before = self.ttft if len(self.ttft) == len(requests) else (b"",) * len(requests)
@@ -70,27 +73,26 @@ class Latencies(Value):
 
 
 def _added(raw: Curve, kept: float, new: Array) -> Curve:
-    """The `new` counts [G, F] and a share of those before them, unless those are of another number of fleets."""
+    """The `new` counts [G, L] and a share of those before them, unless those are of another number of fleets."""
     if len(raw) != NUM_BYTES * new.size:
         return curve(new)
     return curve(new + np.multiply(np.frombuffer(raw, dtype="<f4").reshape(new.shape), kept, dtype=np.float64))
 
 
 def _at(raw: bytes, sizes: Array, fleet: float) -> list[float]:
-    """[G] The counts of a fleet between two sizes. The first fleet is the real one, which has no size of its own."""
-    num_fleets = len(sizes)
-    if len(raw) != 4 * _NUM_BOUNDS * num_fleets:
+    """[G] The counts of a fleet between two sizes."""
+    told = _logarithms(sizes)
+    if len(raw) != 4 * _NUM_BOUNDS * len(told):
         return [0.0] * _NUM_BOUNDS
-    low, part = _place(_logarithms(sizes), math.log(max(fleet, 1e-9)))
-    first = 1 + low
-    columns = np.frombuffer(raw, dtype="<f4").reshape(_NUM_BOUNDS, num_fleets)[:, first : first + 2]
+    first, part = _place(told, math.log(max(fleet, 1e-9)))
+    columns = np.frombuffer(raw, dtype="<f4").reshape(_NUM_BOUNDS, len(told))[:, first : first + 2]
     return [a + part * (b - a) for a, b in columns[:, [0, -1]].astype(np.float64).tolist()]
 
 
 @lifelong
 def _logarithms(sizes: Array) -> tuple[float, ...]:
-    """Those of all sizes but the first."""
-    return tuple(np.log(sizes[1:]).tolist())
+    """Those of the fleets that are told."""
+    return tuple(np.log(sizes[TOLD]).tolist())
 
 
 def _place(rising: Sequence[float], value: float) -> tuple[int, float]:

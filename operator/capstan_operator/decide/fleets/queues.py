@@ -28,7 +28,6 @@ The surprising idea: the fleet of the real size is held against what really runs
 known before requests finish. Knows no objective, no look-back and no clock; time comes as a difference.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -38,7 +37,7 @@ from numpy.typing import NDArray
 
 from capstan_operator.decide.curve import Array, Curve, curves, rows
 from capstan_operator.decide.fleets.engine_model import EngineModel
-from capstan_operator.decide.fleets.latencies import TPOT_S, TTFT_S
+from capstan_operator.decide.fleets.latencies import TOLD, TPOT_S, TTFT_S
 from capstan_operator.decide.values import Value
 
 _SLICE_S: Final = 1.0
@@ -48,7 +47,6 @@ _SHORTEST_STEP_S: Final = 1e-5
 _LEAST_RATE: Final = 1e-9
 _LEAST_EXPONENT: Final = 1e-9
 _NEARLY: Final = 1 - 1e-6
-_NONE_AND_ALL: Final = np.array([0.0, 1.0])
 _TAIL: Final = 3.0
 _KV_FULL, _KV_OVERFULL = 0.9, 0.95
 # Of the longest TTFT threshold: a queue that is longer loses its clients as fast as it gets them. A fleet that was too
@@ -182,7 +180,8 @@ class Fleets:
         """For each class: share of the newest arrivals that the real fleet misses if nobody of it is late by chance,
         and if all are who may be."""
         self.above_ttft: list[Array] = []
-        """[G, F] for each class: share of the newest arrivals whose TTFT is above each of the bounds."""
+        """[G, L] for each class: share of the newest arrivals whose TTFT is above each of the bounds, of the fleets of
+        which latencies are told."""
 
     @property
     def queues(self) -> Queues:
@@ -211,8 +210,8 @@ class Fleets:
 
     @property
     def above_tpot(self) -> Array:
-        """[G, F] Likewise of the TPOT, of all classes."""
-        return (self._gap_s > TPOT_S[:, None]).astype(np.float64)
+        """[G, L] Likewise of the TPOT, of all classes."""
+        return (self._gap_s[TOLD] > TPOT_S[:, None]).astype(np.float64)
 
     def _slice(self, rates: Sequence[float], h: float) -> list[_FirstTokens]:
         engine, sizes, n = self._engine, self._sizes, self._sequences
@@ -307,23 +306,23 @@ class Fleets:
         self.above_ttft.append(self._longer(k, first, load[-1], pace[-1], late[-1]))
         # Who has not waited may bring a prompt that takes too long by itself: no number of replicas helps it.
         alone = np.exp((spare_s * rate + engine.prompt) / (-engine.long_prompt / 2))
-        bounds = np.maximum(lost[:, :1], unlucky[:, :1] * _NONE_AND_ALL)
-        least, most = _either(slow[:, :1], bounds, alone[:, :1]).mean(axis=0).tolist()
-        self.bounds.append((least, most))
+        self.bounds.append(_bounds(*(of_fleets[:, 0].tolist() for of_fleets in (slow, lost, unlucky, alone))))
         return _either(slow, late, alone)
 
     def _longer(self, k: int, first: _FirstTokens, load: Array, pace: Array, late: Array) -> Array:
-        """[G, F] Share of class `k` with a longer TTFT than each bound; the late ones wait for what the others leave.
+        """[G, L] Share of class `k` with a longer TTFT than each bound; the late ones wait for what the others leave.
 
-        Of the newest slice, as `load`, `pace` and those that are `late` by the class's own threshold are.
+        Of the newest slice, as `load`, `pace` and those that are `late` by the class's own threshold are, [F].
         """
-        own_s, speed, above, threshold_s = first.own_s[-1], first.speed[-1], self._above[k], self._classes[k].ttft_s
+        above, threshold_s, own_s = self._above[k], self._classes[k].ttft_s, first.own_s[-1]
         ahead = self._in_time[k] if above is None else self._backlog[above] + self._in_time[k]
-        beyond_s = own_s + self._backlog[k] / first.top[-1]
-        num_below = bisect_left(TTFT_S, threshold_s)
-        slack_s = TTFT_S[:num_below, None] - (own_s + ahead / speed)
+        alone_s, beyond_s = (own_s + ahead / first.speed[-1])[TOLD], (own_s + self._backlog[k] / first.top[-1])[TOLD]
+        load, pace, late = load[TOLD], pace[TOLD], late[TOLD]
+        num_below = TTFT_S.searchsorted(threshold_s)
+        slack_s = TTFT_S[:num_below, None] - alone_s
         # If nobody yielded: all have a longer one than what is below the least, and ever fewer than what is above it.
-        slower = np.where(slack_s < 0, 1.0, load * np.exp((load - 1) * pace * np.maximum(slack_s, 0.0)))
+        slower = load * np.exp((load - 1) * pace * np.maximum(slack_s, 0.0))
+        slower[slack_s < 0] = 1.0
         beyond = late * np.exp((threshold_s - TTFT_S[num_below:, None]) / beyond_s)
         return np.concatenate([np.maximum(late, slower), beyond])
 
@@ -363,6 +362,17 @@ def _either(slow: Array, late: Array, alone: Array) -> Array:
     """Share of requests that miss a threshold: all the `slow` ones, else by what waits before them, else `alone`."""
     missed: Array = np.maximum(slow, late + (1 - late) * alone)
     return missed
+
+
+def _bounds(*of_slices: list[float]) -> tuple[float, float]:
+    """Means of `_either` with what is lost, and with all the unlucky ones beside; of one fleet, slice by slice."""
+    least = most = 0.0
+    for slow, lost, unlucky, alone in zip(*of_slices, strict=True):
+        late = max(lost, unlucky)
+        least += max(slow, lost + (1 - lost) * alone)
+        most += max(slow, late + (1 - late) * alone)
+    num_slices = len(of_slices[0])
+    return least / num_slices, most / num_slices
 
 
 def _unlucky(load: Array, slack: Array) -> Array:
