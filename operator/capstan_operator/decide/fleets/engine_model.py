@@ -21,15 +21,15 @@ from capstan_operator.decide.values import Value
 
 MEMORY_S = 180.0
 """Seconds of computing after which a sample weighs 1/e."""
-_NUM_FEATURES: Final = 5
 _ENOUGH_SAMPLES = 32
 _HUBER_ERRORS = 3.0
 _SMALLEST_ERROR = 0.03
 # Shares what collinear features explain evenly between them; four digits below what the data says otherwise.
-_RIDGES: Final[Array] = 1e-4 * np.eye(_NUM_FEATURES)
+_RIDGE = 1e-4
 _ERROR_SHARE = 0.02
 _FIRST_BATCH: Final = 32
 _BATCH: Final = 128
+_NUM_FEATURES = 5
 # Seconds, and the counts of a step: what is not between the two is damage or malice.
 _LEAST: Final[Array] = np.array([[1e-6], [0], [0], [0], [0]])
 _TOO_MUCH: Final[Array] = np.array([[600], [1e9], [1e9], [1e9], [1e9]])
@@ -90,44 +90,44 @@ class EngineModel(Value):
     def learn(self, samples: Sequence[StepSample] | Array) -> "EngineModel":
         """The model after these samples, or rows [N, 7] of such; unbelievable ones are left out."""
         # The number of a step and its time say nothing of its cost.
-        columns = np.asarray(samples, dtype=np.float64).reshape(-1, 2 + _NUM_FEATURES)[:, 2:].T.copy()
+        steps = np.asarray(samples, dtype=np.float64).reshape(-1, 2 + _NUM_FEATURES)[:, 2:]
+        columns = steps.T.copy()
         sane = ((columns >= _LEAST) & (columns < _TOO_MUCH)).all(0) & (columns[1] + columns[2] > 0)
         model = self
-        while columns.size:
+        while len(steps):
             # How far a model is off can only be told of one that predicts: the sooner, the better.
             size = _BATCH if model.is_usable else _FIRST_BATCH
-            if (batch := columns[:, :size].compress(sane[:size], axis=1)).size:
+            if (batch := steps[:size].compress(sane[:size], axis=0)).size:
                 model = model._after(batch)
-            columns, sane = columns[:, size:], sane[size:]
+            steps, sane = steps[size:], sane[size:]
         return model
 
-    def _after(self, columns: Array) -> "EngineModel":
+    def _after(self, steps: Array) -> "EngineModel":
         """The model after one batch, small enough for its predictions to be those of the model before it.
 
-        `columns` are [5, N]: seconds, then what was computed in them.
+        `steps` is [N, 5]: seconds, then what was computed in them.
         """
-        seconds, features = columns[0], columns.copy()
-        features[0] = 1.0
+        seconds, features = steps[:, 0].copy(), steps.copy()
+        features[:, 0] = 1.0
         is_usable = self.is_usable
-        predicted = self.coefficients @ features if is_usable else seconds
+        predicted = features @ self.coefficients if is_usable else seconds
         scale = np.maximum(np.maximum(predicted, seconds / 10), 1e-5)
         off = np.abs(seconds - predicted) / scale
         trusted = _HUBER_ERRORS * max(self.error, _SMALLEST_ERROR)
-        passed_s = seconds.cumsum()
-        total_s = float(passed_s[-1])
-        kept, all_kept = np.exp((passed_s - total_s) / MEMORY_S), math.exp(-total_s / MEMORY_S)
+        total_s = seconds.sum()
+        kept = np.exp((seconds.cumsum() - total_s) / MEMORY_S)
         weight = np.minimum(1.0, trusted / np.maximum(off, 1e-12)) / scale**2 * kept
-        weighted = features * weight
-        gram = all_kept * np.array(self.gram) + weighted @ features.T
-        moment = all_kept * np.array(self.moment) + weighted @ seconds
+        all_kept = float(np.exp(-total_s / MEMORY_S))
+        gram = (all_kept * np.array(self.gram) + (features * weight[:, None]).T @ features).tolist()
+        moment = (all_kept * np.array(self.moment) + features.T @ (weight * seconds)).tolist()
         error = self.error
         if is_usable:
             share = 1 - (1 - _ERROR_SHARE) ** len(off)
             error += share * (float(np.minimum(off, 1.0).sum()) / len(off) - error)
         return EngineModel.made(
             coefficients=_fitted(gram, moment),
-            gram=tuple(map(tuple, gram.tolist())),
-            moment=tuple(moment.tolist()),
+            gram=tuple(map(tuple, gram)),
+            moment=tuple(moment),
             num_samples=all_kept * self.num_samples + float(kept.sum()),
             error=error,
         )
@@ -137,32 +137,52 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
     return sum([x * y for x, y in zip(a, b, strict=True)])
 
 
-def _fitted(gram: Array, moment: Array) -> tuple[float, ...]:
+def _fitted(gram: Sequence[Sequence[float]], moment: Sequence[float]) -> tuple[float, ...]:
     """Non-negative least squares, exactly: of all subsets of features whose own solution has no negative
     coefficient, the one that explains most.
 
     Branch and bound: no part of a set explains more than the set does, and where a set's own solution has negative
     coefficients, at least one of those features has to go. With all features welcome, one system is solved.
     """
-    scales = np.sqrt(gram.diagonal())
-    seen = scales.nonzero()[0].tolist()
-    scales[scales == 0] = 1.0
-    # Scaled to ones on the diagonal, because seconds per step and per pair differ by many digits.
-    matrix, target = gram / (scales[:, None] * scales) + _RIDGES, moment / scales
-    best, explained = np.zeros(_NUM_FEATURES), 0.0
-    open_sets, met = [seen], {frozenset(seen)}
+    scales = [math.sqrt(gram[i][i]) for i in range(_NUM_FEATURES)]
+    best, explained = dict[int, float](), 0.0
+    seen = frozenset(i for i in range(_NUM_FEATURES) if scales[i] > 0)
+    open_sets, met = [seen], {seen}
     while open_sets:
-        subset = open_sets.pop()
-        welcome = target[subset]
-        solution = np.linalg.solve(matrix[subset][:, subset], welcome)
-        if (gain := float(solution @ welcome)) <= explained:
+        subset = sorted(open_sets.pop())
+        # Scaled to ones on the diagonal, because seconds per step and per pair differ by many digits.
+        matrix = [[gram[i][j] / (scales[i] * scales[j]) for j in subset] for i in subset]
+        for place, row in enumerate(matrix):
+            row[place] += _RIDGE
+        target = [moment[i] / scales[i] for i in subset]
+        solution = _solved(matrix, target[:])
+        if (gain := _dot(solution, target)) <= explained:
             continue
-        if solution.min() >= 0:
-            best, explained = np.zeros(_NUM_FEATURES), gain
-            best[subset] = solution
+        if min(solution) >= 0:
+            best, explained = dict(zip(subset, solution, strict=True)), gain
             continue
-        unwelcome = [i for i, coefficient in zip(subset, solution.tolist(), strict=True) if coefficient < 0]
+        unwelcome = [i for i, coefficient in zip(subset, solution, strict=True) if coefficient < 0]
         smaller = {frozenset(subset) - {i} for i in unwelcome} - met
         met |= smaller
-        open_sets += sorted(map(sorted, smaller))
-    return tuple((best / scales).tolist())
+        open_sets += sorted(smaller, key=sorted)
+    return tuple([best.get(i, 0.0) / scales[i] if scales[i] > 0 else 0.0 for i in range(_NUM_FEATURES)])
+
+
+def _solved(matrix: list[list[float]], target: list[float]) -> list[float]:
+    """The solution of a small positive definite system, by elimination in place."""
+    size = len(target)
+    for pivot, upper in enumerate(matrix):
+        later = range(pivot + 1, size)
+        for row in later:
+            lower = matrix[row]
+            factor = lower[pivot] / upper[pivot]
+            target[row] -= factor * target[pivot]
+            for column in later:
+                lower[column] -= factor * upper[column]
+    solution = [0.0] * size
+    for row in reversed(range(size)):
+        upper, known = matrix[row], 0.0
+        for column in range(row + 1, size):
+            known += upper[column] * solution[column]
+        solution[row] = (target[row] - known) / upper[row]
+    return solution
