@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from operator import attrgetter, le, lt, sub
 from typing import Final
 
+import numpy as np
+
+from capstan_operator.decide.curve import Array
+from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.values import Value
 
 LARGEST_COUNT: Final = 1e15
@@ -115,6 +119,9 @@ class ClassCounters(Value):
         return _counters(difference, ttft, tpot)
 
     def plus(self, *others: "ClassCounters") -> "ClassCounters":
+        ttfts, tpots = self.ttft.bounds, self.tpot.bounds
+        if all([each.ttft.bounds == ttfts and each.tpot.bounds == tpots for each in others]):
+            return _unflat(np.add.reduce([_flat(each) for each in (self, *others)]).tolist(), ttfts, tpots)
         numbers = map(sum, zip(self.numbers, *(other.numbers for other in others), strict=True))
         ttft = self.ttft.plus(*(other.ttft for other in others))
         return _counters(numbers, ttft, self.tpot.plus(*(other.tpot for other in others)))
@@ -122,6 +129,22 @@ class ClassCounters(Value):
 
 _COUNTS: Final = tuple(ClassCounters.model_fields)[:-2]
 _COUNTED: Final = attrgetter(*_COUNTS)
+
+
+@lifelong
+def _flat(counters: ClassCounters) -> Array:
+    """All numbers of it one after the other: kept, because a window sums the same ones turn after turn."""
+    return np.array((*counters.numbers, *counters.ttft.counts, *counters.tpot.counts), dtype=np.float64)
+
+
+def _unflat(numbers: list[float], ttft: tuple[float, ...], tpot: tuple[float, ...]) -> ClassCounters:
+    """Counters with these bounds."""
+    last = len(_COUNTS) + len(ttft) + 1
+    return _counters(
+        numbers[: len(_COUNTS)],
+        Histogram.made(bounds=ttft, counts=tuple(numbers[len(_COUNTS) : last])),
+        Histogram.made(bounds=tpot, counts=tuple(numbers[last:])),
+    )
 
 
 def _counters(numbers: Iterable[float], ttft: Histogram, tpot: Histogram) -> ClassCounters:

@@ -5,7 +5,6 @@ array cost little more than one.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from itertools import chain, compress, islice
 from typing import Final
 
@@ -26,6 +25,12 @@ class Engines:
         """`numbers` is [N, 15], the fields of `EngineMetrics` before its `samples`, which are those of each replica."""
         self.replicas, self.numbers, self._samples = replicas, numbers, samples
         self.ids = tuple([replica.id for replica in replicas])
+        self.steps = rows(b"".join(samples))
+        """[M, 7] The steps of all, one engine's after the other's."""
+        self.num_steps = np.array(list(map(len, samples)), dtype=np.int64) // ROW_BYTES
+        """[N] Steps of each."""
+        self.last_steps = _last(self.steps, self.num_steps)
+        """[N, 7] The newest step of each; zeros where none was told."""
 
     @classmethod
     def of(cls, replicas: Iterable[Replica]) -> "Engines":
@@ -53,25 +58,14 @@ class Engines:
         """Of all, by field."""
         return dict(zip(COLUMNS, np.add.reduce(self.numbers, axis=0).tolist(), strict=True))
 
-    @cached_property
-    def steps(self) -> Array:
-        """[M, 7] The steps of all, one engine's after the other's."""
-        return rows(b"".join(self._samples))
-
-    @cached_property
-    def num_steps(self) -> NDArray[np.int64]:
-        """[N] Steps of each."""
-        return np.array([len(told) for told in self._samples], dtype=np.int64) // ROW_BYTES
-
-    @cached_property
-    def last_steps(self) -> Array:
-        """[N, 7] The newest step of each; zeros where none was told."""
-        if not len(self.steps):
-            return np.zeros((len(self), self.steps.shape[1]))
-        last: Array = self.steps[self.num_steps.cumsum() - 1]
-        if not self.num_steps.all():
-            last[self.num_steps == 0] = 0.0
-        return last
-
     def __len__(self) -> int:
         return len(self.replicas)
+
+
+def _last(steps: Array, num_steps: NDArray[np.int64]) -> Array:
+    if not len(steps):
+        return np.zeros((len(num_steps), steps.shape[1]))
+    last = steps.take(num_steps.cumsum() - 1, axis=0)
+    if np.count_nonzero(num_steps) < len(num_steps):
+        last[num_steps == 0] = 0.0
+    return last

@@ -4,7 +4,6 @@ Knows no engine. The surprising idea: the newest of many steps say as much as al
 each of them stands for its share of the others.
 """
 
-from array import array
 from collections.abc import Iterable
 from itertools import chain
 from typing import Annotated, Final, NamedTuple
@@ -62,7 +61,7 @@ _MOST: Final[Array] = np.array(
 
 def packed(samples: Iterable[Iterable[float]]) -> bytes:
     """The samples as `Steps`."""
-    return array("d", chain.from_iterable(samples)).tobytes()
+    return np.fromiter(chain.from_iterable(samples), np.float64).tobytes()
 
 
 def rows(steps: bytes) -> Array:
@@ -73,8 +72,9 @@ def rows(steps: bytes) -> Array:
 def are_believable(steps: Array) -> NDArray[np.bool_]:
     """[N] Whether any engine could have taken such steps [N, 7]: it computes no more than an envelope may allow."""
     # Neither NaN nor an infinity lies between the two.
-    sane: NDArray[np.bool_] = np.logical_and.reduce((steps >= 0) & (steps <= _MOST), axis=1)
-    return sane & (steps[:, 6] <= _LONGEST_CONTEXT * steps[:, 3])
+    sane = (steps >= 0) & (steps <= _MOST)
+    short: NDArray[np.bool_] = steps[:, 6] <= _LONGEST_CONTEXT * steps[:, 3]
+    return short if np.count_nonzero(sane) == sane.size else short & np.logical_and.reduce(sane, axis=1)
 
 
 def chosen(steps: Array, num_steps: NDArray[np.int64], last_steps: Array, most: int) -> tuple[Array, Array]:
@@ -91,9 +91,9 @@ def chosen(steps: Array, num_steps: NDArray[np.int64], last_steps: Array, most: 
     num_picked = -(-num_new // stride)
     owners = np.arange(len(num_new)).repeat(num_picked)
     from_newest = (num_picked.cumsum() - 1)[owners] - np.arange(len(owners))
-    picked = steps[(ends - 1)[owners] - stride[owners] * from_newest]
+    picked = steps.take((ends - 1)[owners] - stride[owners] * from_newest, axis=0)
     believed = are_believable(picked)
-    if not believed.all():
+    if np.count_nonzero(believed) < len(believed):
         picked, owners = picked[believed], owners[believed]
         num_picked = np.bincount(owners, minlength=len(num_new))
     return picked, num_new[owners] / num_picked[owners]

@@ -116,8 +116,8 @@ class Tracks(Value):
         now[:, _RECENT_HITS] = 0.0
         np.copyto(now[:, _RECENT_HITS], hits, where=known & (passed[:, _AT] >= 0))
         # Where one of them ran backwards, all of them say nothing.
-        is_told = known & np.logical_and.reduce(passed >= 0, axis=1)
-        sums = np.add.reduce(np.where(is_told[:, None], passed, 0.0), axis=0).tolist()
+        passed[~(known & np.logical_and.reduce(passed >= 0, axis=1))] = 0.0
+        sums = np.add.reduce(passed, axis=0).tolist()
         tracks = Tracks.made(ids=engines.ids, processes=processes, counted=now.tobytes())
         if len(engines) < len(replicas):
             tracks = tracks._with(self, [r for r in replicas if r.id not in tracks])

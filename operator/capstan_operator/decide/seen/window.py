@@ -98,8 +98,8 @@ class Slot(Value):
     def plus(self, *later: "Slot") -> "Slot":
         slots = (self, *later)
         names = sorted({name for slot in slots for name in slot.classes})
-        none = ClassCounters()
-        classes = {name: none.plus(*(slot.classes[name] for slot in slots if name in slot.classes)) for name in names}
+        counted = {name: [slot.classes[name] for slot in slots if name in slot.classes] for name in names}
+        classes = {name: first.plus(*others) for name, (first, *others) in counted.items()}
         progress = self.progress.plus(*(slot.progress for slot in later))
         return Slot.made(start=self.start, end=slots[-1].end, classes=classes, progress=progress)
 
