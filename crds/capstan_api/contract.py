@@ -22,6 +22,8 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from capstan_api.filled import filled
+
 # A DNS label: what may become part of the name of a pod or a Service.
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=LABEL, min_length=1, max_length=63)]
@@ -66,17 +68,10 @@ class Contract(BaseModel):
 
     @classmethod
     def made(cls, **fields: Any) -> Self:
-        """A part of all its fields, in their order, that are known to be right: what is computed in every turn of the
-        operator is not validated. Equal to a validated one.
-        """
+        """A part of all its fields, in their order, that are known to be right. Equal to a validated one."""
         named = cls.__pydantic_fields__
         assert tuple(fields) == tuple(named), f"{cls.__name__} has the fields {', '.join(named)}"
-        part = cls.__new__(cls)
-        object.__setattr__(part, "__dict__", fields)
-        object.__setattr__(part, "__pydantic_fields_set__", set(fields))
-        object.__setattr__(part, "__pydantic_extra__", None)
-        object.__setattr__(part, "__pydantic_private__", None)
-        return part
+        return filled(cls, fields, set(fields))
 
     @model_validator(mode="after")
     def _obeys_rules(self) -> Self:

@@ -4,7 +4,7 @@ import pytest
 from pydantic import Field
 
 from capstan_operator.decide.scaling.replicas import Peak, ReplicasMemory
-from capstan_operator.decide.seen.window import Slot, Work
+from capstan_operator.decide.seen.window import Slot
 from capstan_operator.decide.values import Value
 
 
@@ -36,16 +36,16 @@ def test_fields_of_a_made_value_come_in_their_own_order() -> None:
 
 
 def test_a_made_value_stays_frozen() -> None:
-    made = Work.made(seconds=1.0)
-    for field in Work.model_fields:
+    made = Slot.made(start=1.0, end=2.0)
+    for field in Slot.model_fields:
         with pytest.raises(ValueError, match="frozen"):
             setattr(made, field, 2.0)
 
 
 def test_a_field_that_is_missing_or_unknown_is_noticed() -> None:
-    with pytest.raises(AssertionError, match="needs \\['first'\\]"):
+    with pytest.raises(TypeError, match=r"Pair.made\(\) missing 1 required keyword-only argument: 'first'"):
         Pair.made(second=1.0)
-    with pytest.raises(AssertionError, match="has no \\['third'\\]"):
+    with pytest.raises(TypeError, match=r"Pair.made\(\) got an unexpected keyword argument 'third'"):
         Pair.made(first=1.0, third=1.0)
     with pytest.raises(AssertionError, match="has no \\['third'\\]"):
         Pair(first=1.0).changed(third=1.0)

@@ -5,7 +5,8 @@ protect what is being served. What is already so needs no action.
 """
 
 from collections.abc import Iterable, Set
-from typing import TypeAlias
+from operator import attrgetter
+from typing import Final, TypeAlias
 
 from capstan_api.replicas import ReplicaEntry, ReplicaState
 from capstan_api.scaling import Mode
@@ -30,6 +31,7 @@ from capstan_operator.decide.seen.observation import Observation, Phase
 _SHORTEST_LEASE_S, _LONGEST_LEASE_S = 30, 3600
 _LONGEST_REASON = 500
 _Row: TypeAlias = tuple[str, str, ReplicaState]
+_ROW: Final = attrgetter("id", "url", "state")
 
 
 def actions(
@@ -74,7 +76,7 @@ def _rows(observation: Observation, leaving: Set[str]) -> list[_Row]:
 
 
 def _entries(table: Iterable[ReplicaEntry]) -> list[_Row]:
-    return [(entry.id, entry.url, entry.state) for entry in table]
+    return list(map(_ROW, table))
 
 
 def _limits(observation: Observation, memory: LimitsMemory, interval_s: int) -> list[SetLimits]:

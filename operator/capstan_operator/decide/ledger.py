@@ -157,23 +157,23 @@ class Ledger(Value):
 
     def budget_left(self, slo: Slo) -> float | None:
         """Share of the class's error budget that is left, negative when overdrawn; None without requests."""
-        if not any(slot.total > 0 for slot in self.budgets.get(slo.name, ())):
+        total, late, allowed = self._spent(slo)
+        if total <= 0:
             return None
-        late, allowed = self._spent(slo)
         if allowed <= 0:
             return 0.0 if late else 1.0
         return 1 - late / allowed
 
     def budget_spare(self, slo: Slo) -> float:
         """What is left of it when `_FEW_MISSES` more were allowed and spent: near 0 until much was seen."""
-        late, allowed = self._spent(slo)
+        _, late, allowed = self._spent(slo)
         return 1 - (late + _FEW_MISSES) / (allowed + _FEW_MISSES)
 
-    def _spent(self, slo: Slo) -> tuple[float, float]:
-        """Late requests of the class in its window, and how many may be."""
+    def _spent(self, slo: Slo) -> tuple[float, float, float]:
+        """Requests of the class in its window, those that were late, and how many may be."""
         slots = self.budgets.get(slo.name, ())
         total, good = sum([s.total for s in slots]), sum([s.good for s in slots])
-        return max(0.0, total - good), total * (1 - float(slo.objective_percent) / 100)
+        return total, max(0.0, total - good), total * (1 - float(slo.objective_percent) / 100)
 
 
 def quantile(values: Iterable[float], share: float) -> float | None:

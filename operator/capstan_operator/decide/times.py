@@ -7,7 +7,7 @@ from functools import lru_cache
 @lru_cache(maxsize=1024)
 def rfc3339(moment: float) -> str:
     """Epoch seconds as UTC to the second, such as 2026-01-31T12:00:00Z. Kept, for most are told in many turns."""
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
 
 
 def epoch_s(timestamp: str) -> float:

@@ -155,8 +155,8 @@ class Bank(Value):
         What came in a slot came evenly.
         """
         end = self.slots[-1].end if self.slots else 0.0
-        now, before = (self._arrived(end - (i + 1) * seconds, end - i * seconds) for i in range(2))
-        return now / before if before > 0 else 1.0
+        before = self._arrived(end - 2 * seconds, end - seconds)
+        return self._arrived(end - seconds, end) / before if before > 0 else 1.0
 
     def _arrived(self, start: float, end: float) -> float:
         """Requests a second of all classes between two moments, as far as they lie within the look-back."""

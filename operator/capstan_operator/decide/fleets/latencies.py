@@ -24,8 +24,7 @@ TPOT_S: Final[Array] = 0.001 * _POWERS
 _TTFT_S: Final[Sequence[float]] = TTFT_S.tolist()
 _TPOT_S: Final[Sequence[float]] = TPOT_S.tolist()
 TOLD: Final = slice(1, None, 4)
-"""The L of all fleets whose latencies are told: each is a sixth larger than the one before, and the real one has no size
-of its own."""
+"""The L of all fleets whose latencies are told: each a sixth larger than the one before. The real one has no size."""
 _LEAST_REQUESTS: Final = 1.0
 
 

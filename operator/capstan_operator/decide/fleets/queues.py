@@ -40,13 +40,16 @@ from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.fleets.latencies import TOLD, TPOT_S, TTFT_S
 from capstan_operator.decide.values import Value
 
+# Numbers that meet arrays again and again are arrays themselves: from a float numpy makes one each time.
 _SLICE_S: Final = 1.0
 _MOST_SLICES: Final = 60
 # A fitted model may find a step that computes nothing to be free.
-_SHORTEST_STEP_S: Final = 1e-5
-_LEAST_RATE: Final = 1e-9
-_LEAST_EXPONENT: Final = 1e-9
-_NEARLY: Final = 1 - 1e-6
+_SHORTEST_STEP_S: Final = np.array(1e-5)
+_LEAST_RATE: Final = np.array(1e-9)
+_LEAST_EXPONENT: Final = np.array(-1e-9)
+_NEARLY: Final = np.array(1 - 1e-6)
+_BUSIEST: Final = np.array(0.999)
+_ZERO, _HALF, _ONE = np.array(0.0), np.array(0.5), np.array(1.0)
 _TAIL: Final = 3.0
 _KV_FULL, _KV_OVERFULL = 0.9, 0.95
 # Of the longest TTFT threshold: a queue that is longer loses its clients as fast as it gets them. A fleet that was too
@@ -137,8 +140,8 @@ class _FirstTokens(NamedTuple):
     """With what more urgent classes have waiting before it."""
     over: Array
     """Prompt tokens for which no time is left."""
-    few: Array
-    """How many requests they are of as long as few give up, for each one of mean length."""
+    is_short: Array | NDArray[np.bool_]
+    """1 where it is time to compute that is short."""
     speed: Array
     """Prompt tokens a second by which what waits gets less."""
     served: Array
@@ -165,12 +168,18 @@ class Fleets:
         num_classes = len(classes)
         none = (b"",) * num_classes
         kept = (*(queues.backlog or none), *(queues.in_time or none), queues.sequences, queues.step_s, queues.gap_s)
-        state: list[Array] = list(rows(kept, len(sizes)).astype(np.float64))
-        self._backlog, self._in_time = state[:num_classes], state[num_classes:-3]
+        state = rows(kept, len(sizes)).astype(np.float64)
+        self._backlog, self._in_time = state[:num_classes], list(state[num_classes:-3])
         self._sequences, self._step_s, self._gap_s = state[-3], np.maximum(state[-2], _SHORTEST_STEP_S), state[-1]
-        self._stay, self._output = queues.stay, engine.output * queues.stay
+        self._stay = queues.stay
         self._sizes, self._engine, self._classes = sizes, engine, classes
+        self._ttft_s = [np.array(each.ttft_s) for each in classes]
         self._before, self._above, self._last, self._patience_s = _order(tuple(classes))
+        a, _, c, d, _ = engine.model.coefficients
+        self._a, self._c = np.array(a), np.array(c + d * engine.context)
+        self._token_s, self._full_s = np.array(engine.token_s), np.array(engine.full_s)
+        self._budget, self._prompt = np.array(engine.budget), np.array(engine.prompt)
+        self._output = np.array(engine.output * queues.stay)
         self._places = self._places_of(sizes)
         self._tail = _TAIL * np.sqrt(np.maximum(1.0, sizes)) / dispersion
         self._typical = engine.prompt / max(engine.prompt, engine.long_prompt)
@@ -200,52 +209,53 @@ class Fleets:
         """[K, F] Share of the arrivals of each class that each fleet misses."""
         num_slices = min(_MOST_SLICES, max(1, round(seconds / _SLICE_S)))
         h = seconds / num_slices
-        rates = (self._before @ np.array([a.tokens for a in arrived]) / seconds).tolist()
+        rates = self._before @ np.array([a.tokens for a in arrived]) / seconds
         slices = [self._slice(rates, h) for _ in range(num_slices)]
         missed = []
         for k, in_slices in enumerate(zip(*slices, strict=True)):
             first = _FirstTokens(*np.array(list(zip(*in_slices, strict=True))))
-            missed.append(self._missed(k, first, self._new(k, rates) * h).sum(axis=0))
+            missed.append(np.add.reduce(self._missed(k, first, self._new(k, rates.tolist()) * h)))
         return np.array(missed) / num_slices
 
     @property
     def above_tpot(self) -> Array:
         """[G, L] Likewise of the TPOT, of all classes."""
-        return (self._gap_s[TOLD] > TPOT_S[:, None]).astype(np.float64)
+        above: Array = (self._gap_s[TOLD] > TPOT_S[:, None]).astype(np.float64)
+        return above
 
-    def _slice(self, rates: Sequence[float], h: float) -> list[_FirstTokens]:
-        engine, sizes, n = self._engine, self._sizes, self._sequences
-        a, _, c, d, _ = engine.model.coefficients
+    def _slice(self, rates: Array, seconds: float) -> list[_FirstTokens]:
+        """One slice, in which `rates` [K] prompt tokens a second come to each class and those that go before it."""
+        sizes, n, h = self._sizes, self._sequences, np.array(seconds)
         own = n / sizes
-        base_s = np.maximum(_SHORTEST_STEP_S, a + (c + d * engine.context) * own)
-        room = (engine.full_s - base_s) / engine.token_s
-        chunk = np.maximum(np.minimum(engine.budget - own, room), 1.0)
-        full_s = base_s + engine.token_s * chunk
+        base_s = np.maximum(_SHORTEST_STEP_S, self._a + self._c * own)
+        room = (self._full_s - base_s) / self._token_s
+        chunk = np.maximum(np.minimum(self._budget - own, room), _ONE)
+        full_s = base_s + self._token_s * chunk
         top = sizes * chunk / full_s
 
         wanted = self._backlog[self._last] / h + rates[self._last]
-        free = np.maximum(0.0, self._places - n)
+        free = np.maximum(_ZERO, self._places - n)
         leaving = n / (self._output * self._step_s)
-        computed = np.minimum(np.minimum(wanted, top), engine.prompt * (free / h + leaving))
+        computed = np.minimum(np.minimum(wanted, top), self._prompt * (free / h + leaving))
         # What goes before the others is computed first, and nobody waits for ever.
         longest = top * self._patience_s
         # The real one has the queue that it has.
         longest[0] = np.inf
-        queued = [np.minimum(backlog + rate * h, longest) for backlog, rate in zip(self._backlog, rates, strict=True)]
-        served = [np.minimum(each / h, computed) for each in queued]
-        self._backlog = [each - gone * h for each, gone in zip(queued, served, strict=True)]
+        queued = np.minimum(self._backlog + (rates * h)[:, None], longest)
+        served = np.minimum(queued / h, computed)
+        self._backlog = queued - served * h
 
-        busy = np.minimum(engine.token_s * computed / sizes, 0.999)
+        busy = np.minimum(self._token_s * computed / sizes, _BUSIEST)
         is_full = computed >= top * _NEARLY
-        step_s = np.minimum(full_s, base_s / (1 - busy))
+        step_s = np.minimum(full_s, base_s / (_ONE - busy))
         np.copyto(step_s, full_s, where=is_full)
         answer_s = self._output * step_s
         self._step_s = step_s
-        self._sequences = np.maximum(0.0, n + computed * h / engine.prompt - n * h / answer_s)
-        self._gap_s = self._gap_s + (step_s - self._gap_s) * np.minimum(1.0, h / _ANSWER_SHARE / answer_s)
-        own_s = np.maximum(step_s, engine.prompt / (top / sizes)) + step_s / 2
+        self._sequences = np.maximum(_ZERO, n + computed * h / self._prompt - n * h / answer_s)
+        self._gap_s = self._gap_s + (step_s - self._gap_s) * np.minimum(_ONE, seconds / _ANSWER_SHARE / answer_s)
+        own_s = np.maximum(step_s, self._prompt / (top / sizes)) + step_s * _HALF
         of_all = _Computed(computed, served, top, is_full, own_s)
-        return [self._first_tokens(k, of_all, rates, h) for k in range(len(self._classes))]
+        return [self._first_tokens(k, of_all, rates.tolist(), h) for k in range(len(self._classes))]
 
     def _places_of(self, sizes: Array) -> Array:
         """[F] Requests that may run at the same time."""
@@ -254,27 +264,28 @@ class Fleets:
             most = min(most, _KV_FULL * engine.kv_tokens / engine.context)
         return sizes * most
 
-    def _first_tokens(self, k: int, of_all: _Computed, rates: Sequence[float], h: float) -> _FirstTokens:
+    def _first_tokens(self, k: int, of_all: _Computed, rates: Sequence[float], h: Array) -> _FirstTokens:
         """Those of class `k`, after what it has in time got its share of what was computed."""
         own_s, above = of_all.own_s, self._above[k]
         behind, free, got, is_short = self._backlog[k], of_all.top, of_all.tokens, of_all.is_full
         if above is not None:
             ahead = self._backlog[above]
-            behind, free, got = behind - ahead, free - rates[above], np.maximum(0.0, got - of_all.served[above])
+            behind, free, got = behind - ahead, free - rates[above], np.maximum(_ZERO, got - of_all.served[above])
             is_short = got >= free * _NEARLY
         # While others wait for places or KV, less is computed than could be.
-        speed = np.maximum(np.where(behind > 0, got, free), _LEAST_RATE)
+        speed = free.copy()
+        np.copyto(speed, got, where=behind > _ZERO)
+        speed = np.maximum(speed, _LEAST_RATE)
         waiting = self._in_time[k] + self._new(k, rates) * h
         waiting = waiting - np.minimum(waiting, got * h)
-        most = (self._classes[k].ttft_s - own_s) * speed
-        over = np.maximum(0.0, waiting - np.maximum(0.0, most if above is None else most - ahead))
-        self._in_time[k] = np.maximum(0.0, np.minimum(waiting - over, behind))
+        most = (self._ttft_s[k] - own_s) * speed
+        over = np.maximum(_ZERO, waiting - np.maximum(_ZERO, most if above is None else most - ahead))
+        self._in_time[k] = np.maximum(_ZERO, np.minimum(waiting - over, behind))
         return _FirstTokens(
             own_s=own_s,
             alone_s=own_s if above is None else own_s + ahead / speed,
             over=over,
-            # Those with the longest prompts give up first, where it is time to compute that is short.
-            few=np.where(is_short, self._typical, 1.0),
+            is_short=is_short,
             speed=speed,
             served=of_all.served[k],
             top=of_all.top,
@@ -290,16 +301,19 @@ class Fleets:
         """[S, F] Share of class `k` that is late by either threshold; `new` prompt tokens of it came in each slice."""
         engine, threshold = self._engine, self._classes[k]
         rate = first.top / self._sizes
-        load = np.minimum(1.0, first.served / first.top)
+        load = np.minimum(_ONE, first.served / first.top)
         # Of an idle fleet: how fast longer waits become rare, per second.
         pace = self._tail * rate / engine.long_prompt
-        spare_s = np.maximum(0.0, threshold.ttft_s - first.alone_s)
+        spare_s = np.maximum(_ZERO, threshold.ttft_s - first.alone_s)
         slow: Array = (first.gap_s > threshold.tpot_s).astype(np.float64)
         if threshold.ttft_s == np.inf:
             lost = unlucky = np.zeros(slow.shape)
         else:
-            tokens = np.minimum(1.0, first.over / max(new, _LEAST_RATE))
-            lost = tokens * (first.few + (1 - first.few) * tokens)
+            tokens = np.minimum(_ONE, first.over / np.maximum(new, _LEAST_RATE))
+            # Those with the longest prompts give up first, where it is time to compute that is short.
+            few = np.ones(slow.shape)
+            few[first.is_short > _ZERO] = self._typical
+            lost = tokens * (few + (_ONE - few) * tokens)
             lost[first.own_s >= threshold.ttft_s] = 1.0
             unlucky = _unlucky(load, pace * spare_s)
         late = np.maximum(lost, self._chances[k] * unlucky)
@@ -360,7 +374,7 @@ def _order(classes: tuple[Class, ...]) -> tuple[Array, tuple[int | None, ...], i
 
 def _either(slow: Array, late: Array, alone: Array) -> Array:
     """Share of requests that miss a threshold: all the `slow` ones, else by what waits before them, else `alone`."""
-    missed: Array = np.maximum(slow, late + (1 - late) * alone)
+    missed: Array = np.maximum(slow, late + (_ONE - late) * alone)
     return missed
 
 
@@ -379,6 +393,6 @@ def _unlucky(load: Array, slack: Array) -> Array:
     """Share of requests that are late by chance, those that are late yielding to the others."""
     # (1 − ρ)·Ω / (1 − ρ·Ω), without its gap at ρ = 1, of all the time that there is: a queue of those in time is never
     # longer than that, and what finds it full has been counted as lost.
-    exponent = np.minimum((load - 1) * slack, -_LEAST_EXPONENT)
-    share: Array = load * np.exp(exponent) / (1 + load + load**2 * slack * np.expm1(exponent) / exponent)
+    exponent = np.minimum((load - _ONE) * slack, _LEAST_EXPONENT)
+    share: Array = load * np.exp(exponent) / (_ONE + load + load**2 * slack * np.expm1(exponent) / exponent)
     return share

@@ -120,7 +120,7 @@ class ClassCounters(Value):
 
     def plus(self, *others: "ClassCounters") -> "ClassCounters":
         ttfts, tpots = self.ttft.bounds, self.tpot.bounds
-        if all([each.ttft.bounds == ttfts and each.tpot.bounds == tpots for each in others]):
+        if all(each.ttft.bounds == ttfts and each.tpot.bounds == tpots for each in others):
             return _unflat(np.add.reduce([_flat(each) for each in (self, *others)]).tolist(), ttfts, tpots)
         numbers = map(sum, zip(self.numbers, *(other.numbers for other in others), strict=True))
         ttft = self.ttft.plus(*(other.ttft for other in others))

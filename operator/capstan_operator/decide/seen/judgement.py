@@ -63,7 +63,7 @@ class Judge:
         fresh = (self._oldest <= at) & (at <= self._newest)
         # Neither NaN nor an infinity lies between the two.
         sane = (told.numbers >= 0) & (told.numbers <= _MOST)
-        if all([np.count_nonzero(passed) == passed.size for passed in (sane, fresh, with_steps)]):
+        if all(np.count_nonzero(passed) == passed.size for passed in (sane, fresh, with_steps)):
             return told
         real: NDArray[np.bool_] = np.logical_and.reduce(sane, axis=1)
         for key, *passed in zip(told.ids, real.tolist(), fresh.tolist(), with_steps.tolist(), strict=True):

@@ -16,8 +16,7 @@ from capstan_operator.decide.seen.judgement import Judge
 from capstan_operator.decide.seen.observation import Gateway, GatewayMetrics, Observation, Phase, Replica
 from capstan_operator.decide.seen.signals import ClassSignals, Lengths, Signals
 from capstan_operator.decide.seen.steps import chosen
-from capstan_operator.decide.seen.tracks import Passed
-from capstan_operator.decide.seen.window import Progress, Slot, Window, Work, appended
+from capstan_operator.decide.seen.window import Progress, Slot, Window, appended
 from capstan_operator.decide.values import Value
 
 # Steps that are looked at in one turn: of all engines together, and of each one when there are many.
@@ -65,7 +64,7 @@ def read(
     tracks, passed, seen_steps = window.tracks.after(observation.replicas, engines)
     most = max(_FEWEST_SAMPLES, _MOST_SAMPLES // max(1, len(engines)))
     samples, times = chosen(engines.steps, engines.num_steps, seen_steps, most)
-    progress = _progress(passed, Work.of(samples, times))
+    progress = Progress.of(samples, times, passed)
     for counted in delta.values():
         lengths = lengths.learn(counted, progress.cached_share)
 
@@ -87,23 +86,10 @@ def read(
     reporting, doors = _reporting(observation, window), _reporting_gateways(observation, window)
     blind = _blind(observation, window, reporting, doors, now, max_age_s)
     whole = set(engines.ids).issuperset([r.id for r in reporting]) and all(g.id in gateways for g in doors)
-    signals = _signals(
-        observation, window, gateways, engines, delta, objectives, complete=bool(gateways) and not blind and whole
-    )
-    faults = (*observation.faults, *judge.faults)
-    signals = signals.changed(blind=blind, faults=faults, rejected=tuple(judge.faults))
+    complete = bool(gateways) and not blind and whole
+    signals = _signals(observation, window, gateways, engines, delta, objectives, judge, blind, complete=complete)
     return Reading(
         signals=signals, window=window, lengths=lengths, delta=delta, samples=samples, seconds=max(0.0, seconds)
-    )
-
-
-def _progress(passed: Passed, work: Work) -> Progress:
-    return Progress.made(
-        work=work,
-        replica_seconds=passed.seconds,
-        busy_seconds=passed.busy_seconds,
-        prefix_queries=passed.prefix_queries,
-        prefix_hits=passed.prefix_hits,
     )
 
 
@@ -164,10 +150,11 @@ def _signals(
     engines: Engines,
     delta: Mapping[str, ClassCounters],
     objectives: Iterable[Objectives],
+    judge: Judge,
+    blind: tuple[str, ...],
     *,
     complete: bool,
 ) -> Signals:
-    """Everything but who is blind and what is wrong."""
     in_flight: dict[str, float] = {}
     for metrics in gateways.values():
         both = in_flight.keys() & metrics.in_flight.keys()
@@ -177,15 +164,18 @@ def _signals(
     waiting, running, ready = served["waiting"], served["running"], Phase.READY
     arrived = any(counted.arrived > 0 for counted in delta.values())
     total, seen_s = window.total, window.seen_s
-    work, peak = total.progress.work, window.busiest
+    done, peak = total.progress, window.busiest
     classes = {o.name: _class_signals(o, total, seen_s) for o in objectives}
     return Signals.made(
         window_s=seen_s,
         gateway_seen=bool(gateways),
         complete=complete,
+        blind=blind,
+        faults=(*observation.faults, *judge.faults),
+        rejected=tuple(judge.faults),
         classes=classes,
         arrivals_per_s=sum(c.arrivals_per_s for c in classes.values()) if seen_s > 0 else None,
-        output_tokens_per_s=work.decode_tokens / seen_s if seen_s > 0 else None,
+        output_tokens_per_s=done.decode_tokens / seen_s if seen_s > 0 else None,
         active=not complete or arrived or waiting + running + held + sum(in_flight.values()) > 0,
         waiting=waiting,
         running=running,
@@ -196,10 +186,10 @@ def _signals(
         num_serving=sum([r.phase is ready for r in engines.replicas]),
         kv_held=sum((usage * blocks).tolist()),
         kv_blocks=min(blocks.tolist(), default=0.0),
-        utilisation=total.progress.utilisation,
+        utilisation=done.utilisation,
         decode_sequences=peak.sequences,
         context_tokens=peak.context,
-        inter_token_s=work.inter_token_s,
+        inter_token_s=done.inter_token_s,
         load=_load(observation, engines, in_flight),
         cache_value=window.tracks.cached,
     )

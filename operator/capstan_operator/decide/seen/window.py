@@ -4,68 +4,61 @@ Holds differences of counters only; judging them is `judgement`'s work and readi
 a handful of slots however often it is looked at, and one track for each replica.
 """
 
-from collections.abc import Sequence
 from operator import attrgetter
-from typing import Final
+from typing import NamedTuple
 
 from pydantic import Field
 
 from capstan_operator.decide.curve import Array
 from capstan_operator.decide.seen.counters import ClassCounters
 from capstan_operator.decide.seen.observation import GatewayMetrics
-from capstan_operator.decide.seen.tracks import Tracks
+from capstan_operator.decide.seen.tracks import Passed, Tracks
 from capstan_operator.decide.values import Value
 
 _NUM_SLOTS = 8
 
 
-class Work(Value):
-    """Sums over engine steps; `seconds` is the time that they took."""
+class Progress(NamedTuple):
+    """What the engines did between two looks: sums, the first four over their steps."""
 
-    seconds: float = 0
+    step_seconds: float = 0
+    """The time that the steps took."""
     sequence_seconds: float = 0
     context_seconds: float = 0
     decode_tokens: float = 0
+    replica_seconds: float = 0
+    busy_seconds: float = 0
+    """Of the `replica_seconds` those in which they were computing."""
+    prefix_queries: float = 0
+    prefix_hits: float = 0
 
     @classmethod
-    def of(cls, steps: Array, times: Array) -> "Work":
-        """The sums over `steps` [N, 7], samples as rows, each of which stands for `times` [N] steps."""
+    def of(cls, steps: Array, times: Array, passed: Passed) -> "Progress":
+        """The sums over `steps` [N, 7], samples as rows, each of which stands for `times` [N] steps, and what `passed`
+        beside.
+        """
         # Columns as in `StepSample`: 2 the seconds, 4 and 5 the sequences and their context.
         seconds = times * steps[:, 2]
         total = (seconds.sum(), seconds @ steps[:, 4], seconds @ steps[:, 5], times @ steps[:, 4])
-        return cls.made(**dict(zip(_WORK, map(float, total), strict=True)))
+        return cls._make((*map(float, total), *passed))
 
-    def plus(self, *others: "Work") -> "Work":
-        return Work.made(**_summed(_WORK, self, *others))
+    def plus(self, *others: "Progress") -> "Progress":
+        return Progress._make(map(sum, zip(self, *others, strict=True)))
 
     @property
     def sequences(self) -> float:
         """Mean number of decoding sequences in a step, steps weighing by their time."""
-        return self.sequence_seconds / self.seconds if self.seconds > 0 else 0.0
+        return self.sequence_seconds / self.step_seconds if self.step_seconds > 0 else 0.0
 
     @property
     def context(self) -> float:
         """Mean of the sum of their contexts, likewise."""
-        return self.context_seconds / self.seconds if self.seconds > 0 else 0.0
+        return self.context_seconds / self.step_seconds if self.step_seconds > 0 else 0.0
 
     @property
     def inter_token_s(self) -> float | None:
         """Mean step time as a decoding sequence sees it."""
         return self.sequence_seconds / self.decode_tokens if self.decode_tokens > 0 else None
-
-
-class Progress(Value):
-    """What the engines did between two looks. `busy_seconds` of `replica_seconds` they were computing."""
-
-    work: Work = Work()
-    busy_seconds: float = 0
-    replica_seconds: float = 0
-    prefix_queries: float = 0
-    prefix_hits: float = 0
-
-    def plus(self, *others: "Progress") -> "Progress":
-        work = self.work.plus(*(other.work for other in others))
-        return Progress.made(work=work, **_summed(_PROGRESS, self, *others))
 
     @property
     def utilisation(self) -> float | None:
@@ -75,16 +68,6 @@ class Progress(Value):
     def cached_share(self) -> float | None:
         """Share of prompt tokens found in the prefix cache; None without prompts."""
         return min(1.0, self.prefix_hits / self.prefix_queries) if self.prefix_queries > 0 else None
-
-
-_WORK: Final = tuple(Work.model_fields)
-_PROGRESS: Final = tuple(Progress.model_fields)[1:]
-
-
-def _summed(names: Sequence[str], *values: Value) -> dict[str, float]:
-    """The sums of these fields."""
-    rows = map(attrgetter(*names), values)
-    return dict(zip(names, map(sum, zip(*rows, strict=True)), strict=True))
 
 
 class Slot(Value):
@@ -100,7 +83,7 @@ class Slot(Value):
         names = sorted({name for slot in slots for name in slot.classes})
         counted = {name: [slot.classes[name] for slot in slots if name in slot.classes] for name in names}
         classes = {name: first.plus(*others) for name, (first, *others) in counted.items()}
-        progress = self.progress.plus(*(slot.progress for slot in later))
+        progress = self.progress.plus(*[slot.progress for slot in later])
         return Slot.made(start=self.start, end=slots[-1].end, classes=classes, progress=progress)
 
 
@@ -126,13 +109,13 @@ class Window(Value):
     @property
     def seen_s(self) -> float:
         """Seconds that the slots cover; less than the span after a start or a gap."""
-        return sum((slot.end - slot.start for slot in self.slots), 0.0)
+        return sum([slot.end - slot.start for slot in self.slots], 0.0)
 
     @property
-    def busiest(self) -> Work:
+    def busiest(self) -> Progress:
         """The slot with most decoding sequences: who steers by it follows a rise at once, and a fall only as the
         window moves."""
-        return max((slot.progress.work for slot in self.slots), key=lambda work: work.sequences, default=Work())
+        return max([slot.progress for slot in self.slots], key=attrgetter("sequences"), default=Progress())
 
 
 def appended(slots: tuple[Slot, ...], new: Slot, span_s: float, now: float) -> tuple[Slot, ...]:

@@ -13,7 +13,6 @@ from capstan_api.spec import Slo
 from capstan_api.startup import StartupPhase
 from capstan_api.status import (
     Condition,
-    ConditionStatus,
     ConditionType,
     DecisionStatus,
     EffectiveBatchLimits,
@@ -63,8 +62,14 @@ def report(
     effective = _effective(observation, memory, strays, spec.scaling.mode)
     scene = Scene(deployment, observation, memory, signals, plan, tuple(results), said, overdue, demand, strays, now)
     found = findings(scene)
-    transitions = {kind: _transition(ledger.transitions.get(kind), f.status, now) for kind, f in found.items()}
-    if transitions != ledger.transitions:
+    known = ledger.transitions
+    transitions = {
+        kind: before
+        if (before := known.get(kind)) is not None and before.status is finding.status
+        else Transition(status=finding.status, since=now)
+        for kind, finding in found.items()
+    }
+    if transitions != known:
         memory = memory.changed(ledger=ledger.changed(transitions=transitions))
     generation, fault = deployment.metadata.generation, observation.configuration_fault
     newest = max(generation, fault.generation) if fault is not None else generation
@@ -115,10 +120,6 @@ def _condition(kind: ConditionType, finding: Finding, since: float, generation: 
         last_transition_time=rfc3339(since),
         observed_generation=generation,
     )
-
-
-def _transition(before: Transition | None, status: ConditionStatus, now: float) -> Transition:
-    return before if before is not None and before.status is status else Transition(status=status, since=now)
 
 
 def _slo_status(slo: Slo, signals: Signals, ledger: Ledger) -> SloStatus:
