@@ -91,6 +91,7 @@ class Plant:
         self.latencies: list[tuple[float, float, float]] = []
         """Arrival, TTFT and TPOT of finished requests."""
         self.blind_from = self.blind_until = float("inf")
+        self.tells_steps = True
         self.memory = Memory()
         self._rate, self._costs, self._cold_start_s, self._tick_s = rate, costs, cold_start_s, tick_s
         self._lengths = (prompt, output)
@@ -145,7 +146,7 @@ class Plant:
                 slo_good=sum(ttft and tpot for ttft, tpot in engine.ended),
                 ttft_good=sum(ttft for ttft, _ in engine.ended),
                 tpot_good=sum(tpot for _, tpot in engine.ended),
-                samples=packed(samples),
+                samples=packed(samples if self.tells_steps else ()),
             )
             top = render.envelope(self.deployment).top
             limits = LimitsState(

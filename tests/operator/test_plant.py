@@ -31,6 +31,19 @@ def test_four_times_the_load_brings_a_second_replica_and_its_end_takes_it_back()
     assert good >= 0.95 * len(late_in_the_peak)
 
 
+def test_engines_that_tell_of_no_step_get_company_while_requests_queue() -> None:
+    plant = Plant(deployment(), lambda t: 12.0 if t < 150 else 3.0, costs=STEP_COSTS)
+    plant.tells_steps = False
+    plant.run(200)
+
+    assert plant.replicas[0] == 1
+    assert max(plant.replicas) >= 2
+    up = plant.replicas.index(2)
+    assert plant.decisions[up].said.reason == "CapacityUnknown"
+    assert all(move == 1 for move in moves(plant.replicas))
+    assert plant.decisions[-1].signals.queue == 0
+
+
 @pytest.mark.parametrize(("rate", "num_budgets"), [(1.0, 2), (4.0, 4), (12.0, 2)])
 def test_limits_settle_under_constant_load(rate: float, num_budgets: int) -> None:
     plant = Plant(deployment(), lambda _: rate, costs=STEP_COSTS).run(260)

@@ -198,6 +198,24 @@ def test_what_is_not_yet_known_changes_nothing() -> None:
     assert advice.reason == "CapacityUnknown"
 
 
+def test_a_lasting_queue_brings_one_replica_at_a_time_while_nobody_knows_what_one_can_serve() -> None:
+    queue = {"signals": {"waiting": 80.0}, "patience_s": 10.0}
+    turn = (situation(2, **queue), None)
+    assert after([turn] * 10, wanted=2).memory.wanted == 2, "the queue has not outlasted the TTFT yet"
+    broken = [turn] * 9 + [(situation(2), None)] + [turn] * 9
+    assert after(broken, wanted=2).memory.wanted == 2
+    first = [turn] * (10 + UP_S + 1)
+    advice = after(first, wanted=2)
+    assert (advice.memory.wanted, advice.reason) == (3, "CapacityUnknown")
+    assert advice.message == "80 requests wait, and what one can serve is not yet known: 2 → 3 replicas"
+    starting = [(situation(2, num_live=3, num_starting=1, **queue), None)] * 100
+    assert after([*first, *starting], wanted=2).memory.wanted == 3
+    there = [(situation(3, **queue), None)] * (UP_S + 1)
+    assert after([*first, *starting, *there], wanted=2).memory.wanted == 4
+    full = after([(situation(8, **queue), None)] * 40, wanted=8)
+    assert (full.memory.wanted, full.asked, full.reason) == (8, 9, "MaxReplicas")
+
+
 def test_incomplete_measurements_never_take_away() -> None:
     advice = after(steady(60, 0.1, ready=3, signals={"complete": False}), wanted=3)
     assert advice.memory.wanted == 3

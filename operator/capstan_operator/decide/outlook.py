@@ -156,6 +156,7 @@ class Outlook:
             startup_s=ledger.startup_s(_STARTUP_SHARE),
             budget_left=ledger.least_budget_left(self.spec.slos, now),
             catching_up=self._catching_up(ledger) if sized is not None else 0,
+            patience_s=min(self._ttfts, default=0.0),
             allowance=observation.allowance,
         )
 
@@ -166,9 +167,8 @@ class Outlook:
         for what they cannot know, and what waits is seen.
         """
         seen, lengths = self.reading.signals, self.reading.lengths
-        ttfts = [slo.ttft.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.ttft]
         queue_s = self._limits_situation.queue_s
-        if not ttfts or seen.arrivals_per_s is None or queue_s <= _REAL_QUEUE * min(ttfts):
+        if not self._ttfts or seen.arrivals_per_s is None or queue_s <= _REAL_QUEUE * min(self._ttfts):
             return 0
         tpots = [slo.tpot.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.tpot]
         serves = capacity.requests_per_s(
@@ -181,6 +181,11 @@ class Outlook:
         # Those that serve stay for it, though nothing new comes: a drain has an end, and late requests may wait longer.
         return math.ceil(min(asked, max(_MOST_CATCHING_UP * demand, seen.num_serving)))
 
+    @cached_property
+    def _ttfts(self) -> list[float]:
+        """TTFT thresholds in seconds, of the classes that have one."""
+        return [slo.ttft.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.ttft]
+
     @property
     def _kv_tokens(self) -> float:
         return self.reading.signals.kv_blocks * self.args.block_size
@@ -188,7 +193,6 @@ class Outlook:
     @cached_property
     def _limits_situation(self) -> LimitsSituation:
         lengths, seen = self.reading.lengths, self.reading.signals
-        ttfts = [slo.ttft.threshold_milliseconds / 1000 for slo in self.spec.slos if slo.ttft]
         return LimitsSituation.made(
             model=self.model,
             lengths=lengths,
@@ -196,7 +200,7 @@ class Outlook:
             token_s=self.shape.token_seconds(self.model, lengths.prompt),
             long_prompt=self.shape.long_prompt(lengths.computed_prompt),
             target=self._target(),
-            ttft_s=min(ttfts, default=None),
+            ttft_s=min(self._ttfts, default=None),
             num_ready=seen.num_serving,
             seconds=self.reading.seconds,
             kv_tokens=self._kv_tokens,

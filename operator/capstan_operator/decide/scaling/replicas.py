@@ -7,6 +7,8 @@ goes before it was seen in whole, because what a short one has not shown comes i
 large the fleet must be and `bounds` how large it may be; here it is given its spare replicas, stabilised, and kept when
 the world cannot be seen.
 
+Until the engines have told what they can do, one replica is added at a time, and only while requests queue.
+
 The surprising idea: scaling up needs no panic mode. A burst is in the look-back as soon as it has come, and stays.
 """
 
@@ -59,7 +61,7 @@ class ReplicasMemory(Value):
     whole_since: float | None = None
     """Since when there was no hole in what was seen."""
     queued_since: float | None = None
-    """Since when there is something to catch up with."""
+    """Since when there is something to catch up with, or, while capacity is not known, a queue."""
     peaks: tuple[Peak, ...] = ()
     """Of the last quarter of an hour, newest first."""
 
@@ -90,6 +92,8 @@ class Situation(Value):
     """Share of the error budget of the whole window, of the class with least."""
     catching_up: int = 0
     """Replicas that it takes to work off what queues, 0 when nothing does."""
+    patience_s: float = 0
+    """The tightest TTFT threshold."""
     allowance: Allowance | None = None
     """What an accelerator budget leaves, where there is one."""
 
@@ -133,8 +137,27 @@ def advise(memory: ReplicasMemory, situation: Situation, sizing: Sizing | None, 
     if low == 0 and idle_s >= scaling.idle.scale_to_zero_after_seconds:
         return _settled(memory, 0, "Idle", f"no request for {idle_s:.0f} s: {current} → 0 replicas")
     if sizing is None:
-        return _held(memory, current, "CapacityUnknown", f"{_count(current)}: what one can serve is not yet known")
+        return _unsized(memory, situation, scaling, bound.high, current, now)
     return _sized(memory, situation, sizing, scaling, bound, current, now)
+
+
+def _unsized(
+    memory: ReplicasMemory, situation: Situation, scaling: Scaling, high: Bound, current: int, now: float
+) -> Advice:
+    """While nobody knows what one can serve: one more at a time for as long as requests queue."""
+    queue, unknown = situation.signals.queue, "what one can serve is not yet known"
+    queued_since = memory.queued_since if memory.queued_since is not None else now
+    memory = memory.changed(queued_since=queued_since if queue > 0 else None)
+    lasts = queue > 0 and now - queued_since >= max(_LASTING_QUEUE_S, situation.patience_s)
+    if not lasts or situation.num_live > situation.num_ready:
+        return _held(memory, current, "CapacityUnknown", f"{_count(current)}: {unknown}")
+    because = f"{_requests(queue)} wait, and {unknown}"
+    if current >= high.replicas:
+        return _held(memory, current, high.reason, f"{because}; {high.because}", current + 1)
+    raised = _raised(memory, situation, scaling, current, current + 1, "CapacityUnknown", because, now)
+    if raised.memory.wanted == current:
+        return raised
+    return raised.changed(memory=raised.memory.changed(queued_since=now))
 
 
 def _sized(
