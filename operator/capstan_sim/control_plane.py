@@ -8,7 +8,6 @@ made here by construction, because the simulation makes millions of them.
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import TypeAlias
 
 from capstan_api.limits import BatchLimits, LimitsState
 from capstan_api.replicas import ReplicaEntry, ReplicaState
@@ -19,15 +18,13 @@ from capstan_operator.decide.actions import DrainReplica, EnsureGateway, Route, 
 from capstan_operator.decide.seen.observation import EngineMetrics, Gateway, GatewayMetrics, Phase, Replica
 from capstan_operator.decide.seen.steps import packed
 from capstan_sim.counters import Counters
-from capstan_sim.engine import Engine, Run
+from capstan_sim.engine import Engine, Step
 from capstan_sim.fleet import Fleet, Pod, PodPhase
 from capstan_sim.policy import Objective
 from capstan_sim.simulation import Record
 
 EPOCH_S = 1_800_000_000.0
 """The moment that a simulation's zero stands for."""
-_Step: TypeAlias = tuple[int, float, float, int, int, int, float]
-"""The fields of a `StepSample`."""
 _PHASES = {
     PodPhase.PENDING: Phase.PENDING,
     PodPhase.STARTING: Phase.STARTING,
@@ -218,10 +215,10 @@ class ControlPlane:
         present = engine.run_so_far(fleet.now)
         if present is not None:
             runs.append(present)
-        pieces: list[list[_Step]] = []
+        pieces: list[list[Step]] = []
         num_left = self._max_step_samples
         for run in reversed(runs):
-            unseen = _steps(run, max(life.last_step + 1, run.first + run.num_steps - num_left))
+            unseen = run.steps(max(life.last_step + 1, run.first + run.num_steps - num_left), EPOCH_S)
             if not unseen:
                 break
             pieces.append(unseen)
@@ -247,22 +244,3 @@ def _end(fleet: Fleet, pod: Pod) -> None:
     """A drain's time is over."""
     if pod.phase is PodPhase.DRAINING:
         fleet.stop(pod)
-
-
-def _steps(run: Run, number: int) -> list[_Step]:
-    """Those of the run from `number` on."""
-    first, start, num_steps, prefill_tokens, sequences, context, pairs, first_s, growth_s = run
-    attention_pairs = float(pairs)
-    # Without a call of ours, `Run.end` written out: these are made by the million.
-    return [
-        (
-            first + step,
-            EPOCH_S + (start + (step + 1) * first_s + growth_s * ((step + 1) * step / 2)),
-            first_s + step * growth_s,
-            prefill_tokens,
-            sequences,
-            context + step * sequences,
-            attention_pairs,
-        )
-        for step in range(max(number - first, 0), num_steps)
-    ]

@@ -5,13 +5,17 @@ Two engines stand behind it: `replica` is fast, `exact` asks the engine's real s
 
 import math
 from collections import deque
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from capstan_api.limits import BatchLimits
 from capstan_sim.book import Book
 from capstan_sim.step_time import StepModel
 
 REMEMBERED_RUNS: Final = 4096
+
+
+Step: TypeAlias = tuple[int, float, float, int, int, int, float]
+"""The fields of a `StepSample`."""
 
 
 class Run(NamedTuple):
@@ -44,6 +48,24 @@ class Run(NamedTuple):
         while self.end(steps) < moment:
             steps += 1
         return steps
+
+    def steps(self, number: int, zero_s: float) -> list[Step]:
+        """Those from `number` on; `zero_s` is the moment that zero stands for."""
+        first, start, num_steps, prefill_tokens, sequences, context, pairs, first_s, growth_s = self
+        attention_pairs = float(pairs)
+        # Without a call of ours, `end` written out: these are made by the million.
+        return [
+            (
+                first + step,
+                zero_s + (start + (step + 1) * first_s + growth_s * ((step + 1) * step / 2)),
+                first_s + step * growth_s,
+                prefill_tokens,
+                sequences,
+                context + step * sequences,
+                attention_pairs,
+            )
+            for step in range(max(number - first, 0), num_steps)
+        ]
 
 
 class Engine(Protocol):

@@ -210,8 +210,9 @@ def test_a_lasting_queue_brings_one_replica_at_a_time_while_nobody_knows_what_on
     assert advice.message == "80 requests wait, and what one can serve is not yet known: 2 → 3 replicas"
     starting = [(situation(2, num_live=3, num_starting=1, **queue), None)] * 100
     assert after([*first, *starting], wanted=2).memory.wanted == 3
-    there = [(situation(3, **queue), None)] * (UP_S + 1)
-    assert after([*first, *starting, *there], wanted=2).memory.wanted == 4
+    there = (situation(3, **queue), None)
+    assert after([*first, *starting, *[there] * 10], wanted=2).memory.wanted == 3, "they waited for its start"
+    assert after([*first, *starting, *[there] * (10 + UP_S + 1)], wanted=2).memory.wanted == 4
     full = after([(situation(8, **queue), None)] * 40, wanted=8)
     assert (full.memory.wanted, full.asked, full.reason) == (8, 9, "MaxReplicas")
 

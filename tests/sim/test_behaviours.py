@@ -10,8 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scenes import poisson, resource, slo
 
-from capstan_api import v1alpha1
 from capstan_sim.events import Event
 from capstan_sim.measure import attained, flips, gpu_hours
 from capstan_sim.policy import Objective
@@ -35,10 +35,7 @@ def arrivals(
 ) -> Workload:
     """A Poisson process of `rate(t)` requests/s, with `prompt(t)` prompt and `output` output tokens on average."""
     rng = np.random.default_rng(seed)
-    highest = max(rate(at) for at in np.arange(0.0, seconds, 1.0))
-    times = np.cumsum(rng.exponential(1 / highest, int(1.5 * highest * seconds) + 100))
-    times = times[times < seconds]
-    times = times[rng.random(len(times)) < np.array([rate(at) for at in times]) / highest]
+    times = poisson(rng, rate, seconds)
     prompts = [max(1, round(prompt(at) * rng.gamma(4.0, 0.25))) for at in times]
     outputs = np.maximum(1, rng.geometric(1 / output, len(times)))
     return Workload.of(times, prompts, outputs)
@@ -52,26 +49,11 @@ def play(
     model: StepModel = MODEL,
     **scaling,
 ) -> Record:
-    deployment = v1alpha1.parse(
-        {
-            "apiVersion": "capstan.dev/v1alpha1",
-            "kind": "InferenceDeployment",
-            "metadata": {"name": "behaviour"},
-            "spec": {
-                "model": {"source": {"uri": "file:///models/simulated"}},
-                "engine": {"batching": {"maxSequences": 256, "maxBatchedTokens": 2048, "minBatchedTokens": 128}},
-                "slos": [
-                    {
-                        "name": "chat",
-                        "ttft": {"percentile": 99, "thresholdMilliseconds": 1000},
-                        "tpot": {"percentile": 99, "thresholdMilliseconds": 80},
-                        "objectivePercent": "99",
-                    }
-                ],
-                "scaling": {"minReplicas": 1, "maxReplicas": MAX_REPLICAS, **scaling},
-                "disruption": {"drainTimeoutSeconds": 600},
-            },
-        }
+    deployment = resource(
+        "behaviour",
+        slo("chat", 1000, 80),
+        scaling={"minReplicas": 1, "maxReplicas": MAX_REPLICAS, **scaling},
+        disruption={"drainTimeoutSeconds": 600},
     )
     question = WhatIf(
         workload, deployment, model, cold_start_s, initial, events=tuple(Event.parse(text) for text in events)

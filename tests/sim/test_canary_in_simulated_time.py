@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from scenes import resource, slo
 
-from capstan_api import v1alpha1
 from capstan_api.limits import BatchLimits
+from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import Decision, Memory, Observation, render
 from capstan_operator.decide.actions import SetLimits
 from capstan_operator.decide.limits.memory import LimitsMemory
@@ -72,27 +74,12 @@ def load(rate: float, seconds: float, *, prompt: int = 1200, seed: int = 5) -> W
     return Workload.of(times, prompts, np.maximum(1, rng.geometric(1 / 60, len(times))))
 
 
-def resource(replicas: int, **scaling):
-    return v1alpha1.parse(
-        {
-            "apiVersion": "capstan.dev/v1alpha1",
-            "kind": "InferenceDeployment",
-            "metadata": {"name": "tried"},
-            "spec": {
-                "model": {"source": {"uri": "file:///models/simulated"}},
-                "engine": {"batching": {"maxSequences": 256, "maxBatchedTokens": 2048, "minBatchedTokens": 128}},
-                "slos": [
-                    {
-                        "name": "chat",
-                        "ttft": {"percentile": 95, "thresholdMilliseconds": 1500},
-                        "tpot": {"percentile": 95, "thresholdMilliseconds": 80},
-                        "objectivePercent": "95",
-                    }
-                ],
-                "scaling": {"minReplicas": replicas, "maxReplicas": replicas, **scaling},
-                "disruption": {"drainTimeoutSeconds": 600},
-            },
-        }
+def tried(replicas: int, **scaling: Any) -> InferenceDeployment:
+    return resource(
+        "tried",
+        slo("chat", 1500, 80, percentile=95),
+        scaling={"minReplicas": replicas, "maxReplicas": replicas, **scaling},
+        disruption={"drainTimeoutSeconds": 600},
     )
 
 
@@ -107,7 +94,7 @@ def play(
     **scaling,
 ) -> Played:
     turns: list[tuple[Observation, Decision]] = []
-    of = resource(replicas, **scaling)
+    of = tried(replicas, **scaling)
     control = ControlPlane(of, on_turn=lambda *turn: turns.append(turn))
     if limits is not None:
         control.memory = Memory(limits=LimitsMemory(limits=limits))
@@ -130,7 +117,7 @@ def play(
 def good(played: Played, start: float, stop: float) -> float:
     at = np.array(played.record.book.arrival)
     chosen = (at >= start) & (at < stop)
-    objective = objectives(resource(1))
+    objective = objectives(tried(1))
     return float(attained(played.record, objective)[chosen].mean())
 
 

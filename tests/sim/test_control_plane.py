@@ -1,13 +1,16 @@
 """The real law in simulated time: it sees what happens, and what it asks for is done."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from scenes import resource, slo
 
-from capstan_api import v1alpha1
+from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.decide import render
 from capstan_operator.decide.seen.observation import Observation, Phase, Replica
 from capstan_operator.decide.seen.steps import StepSample, rows
-from capstan_sim.control_plane import EPOCH_S, ControlPlane, _steps, objectives
+from capstan_sim.control_plane import EPOCH_S, ControlPlane, objectives
 from capstan_sim.engine import Run
 from capstan_sim.events import Event, blind_spans, prepare
 from capstan_sim.measure import summary
@@ -21,28 +24,15 @@ from capstan_sim.workload import Workload
 MODEL = StepModel(0.02, 2e-4, 1e-3, 0.0, 0.0, 20_000)
 
 
-def deployment(**scaling):
-    return v1alpha1.parse(
-        {
-            "apiVersion": "capstan.dev/v1alpha1",
-            "kind": "InferenceDeployment",
-            "metadata": {"name": "small"},
-            "spec": {
-                "model": {"source": {"uri": "file:///models/simulated"}},
-                "engine": {"batching": {"maxSequences": 64, "maxBatchedTokens": 1024, "minBatchedTokens": 128}},
-                "slos": [
-                    {
-                        "name": "chat",
-                        "priority": 10,
-                        "ttft": {"thresholdMilliseconds": 1000},
-                        "tpot": {"thresholdMilliseconds": 80},
-                    },
-                    {"name": "batch", "ttft": {"thresholdMilliseconds": 30000}, "objectivePercent": "80"},
-                ],
-                "scaling": {"maxReplicas": 6, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 60}}, **scaling},
-                "disruption": {"drainTimeoutSeconds": 600},
-            },
-        }
+def deployment(**scaling: Any) -> InferenceDeployment:
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": 60}}
+    return resource(
+        "small",
+        slo("chat", 1000, 80, percentile=95, priority=10),
+        slo("batch", 30_000, percentile=95, objectivePercent="80"),
+        batching={"maxSequences": 64, "maxBatchedTokens": 1024, "minBatchedTokens": 128},
+        scaling={"maxReplicas": 6, "behavior": behavior, **scaling},
+        disruption={"drainTimeoutSeconds": 600},
     )
 
 
@@ -190,7 +180,7 @@ def test_engines_know_the_thresholds_except_under_the_published_protocol():
 @pytest.mark.parametrize(("number", "growth_s"), [(1, 0.0), (7, 1e-5), (11, 3e-4)])
 def test_steps_are_told_as_their_run_has_them(number: int, growth_s: float) -> None:
     run = Run(7, 12.345, 5, 0, 3, 900, 0, 0.0123, growth_s)
-    told = [StepSample(*step) for step in _steps(run, number)]
+    told = [StepSample(*step) for step in run.steps(number, EPOCH_S)]
     assert [step.number for step in told] == [n for n in range(7, 12) if n >= number]
     for step in told:
         place = step.number - 7

@@ -1,8 +1,8 @@
 """Batch limits that move with the replicas, against the same law with limits that stay where the peers' are."""
 
 import numpy as np
+from scenes import resource, slo
 
-from capstan_api import v1alpha1
 from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_sim.measure import Summary, summary
 from capstan_sim.step_time import StepModel
@@ -25,23 +25,11 @@ def chat(rate: float, seconds: float) -> Workload:
 def deployment() -> InferenceDeployment:
     """TTFT 500 ms and TPOT 50 ms, and a look-back that fits into 20 minutes."""
     look_back = {"scaleDown": {"stabilizationWindowSeconds": 240}}
-    slo = {
-        "name": "chat",
-        "ttft": {"percentile": 99, "thresholdMilliseconds": 500},
-        "tpot": {"percentile": 99, "thresholdMilliseconds": 50},
-        "objectivePercent": "99",
-    }
-    return v1alpha1.parse(
-        {
-            "apiVersion": "capstan.dev/v1alpha1",
-            "kind": "InferenceDeployment",
-            "metadata": {"name": "large"},
-            "spec": {
-                "model": {"source": {"uri": "file:///models/large"}},
-                "slos": [slo],
-                "scaling": {"minReplicas": 1, "maxReplicas": 24, "behavior": look_back},
-            },
-        }
+    return resource(
+        "large",
+        slo("chat", 500, 50),
+        engine={},
+        scaling={"minReplicas": 1, "maxReplicas": 24, "behavior": look_back},
     )
 
 

@@ -6,8 +6,9 @@ One replica here serves about ten requests a second within the thresholds; a col
 from collections.abc import Callable
 
 import numpy as np
+from scenes import poisson, resource, slo
 
-from capstan_api.v1alpha1 import InferenceDeployment, parse
+from capstan_api.v1alpha1 import InferenceDeployment
 from capstan_operator.budgets import AcceleratorBudget, Budgets
 from capstan_sim.control_plane import ControlPlane
 from capstan_sim.measure import attained, flips
@@ -23,37 +24,19 @@ COLD_START_S = 60.0
 BUDGET = 6
 
 
-def resource(name: str, max_replicas: int) -> InferenceDeployment:
-    return parse(
-        {
-            "apiVersion": "capstan.dev/v1alpha1",
-            "kind": "InferenceDeployment",
-            "metadata": {"name": name},
-            "spec": {
-                "model": {"source": {"uri": "file:///models/simulated"}},
-                "variants": [{"name": "gpu", "resources": {"accelerator": {}}}],
-                "engine": {"batching": {"maxSequences": 256, "maxBatchedTokens": 2048, "minBatchedTokens": 128}},
-                "slos": [
-                    {
-                        "name": "chat",
-                        "ttft": {"percentile": 99, "thresholdMilliseconds": 1000},
-                        "tpot": {"percentile": 99, "thresholdMilliseconds": 80},
-                        "objectivePercent": "99",
-                    }
-                ],
-                "scaling": {"minReplicas": 1, "maxReplicas": max_replicas},
-            },
-        }
+def sharing(name: str, max_replicas: int) -> InferenceDeployment:
+    return resource(
+        name,
+        slo("chat", 1000, 80),
+        variants=[{"name": "gpu", "resources": {"accelerator": {}}}],
+        scaling={"minReplicas": 1, "maxReplicas": max_replicas},
     )
 
 
 def arrivals(rate: Callable[[float], float], seconds: float, seed: int) -> Workload:
     """A Poisson process of `rate(t)` requests/s, with 500 prompt and 60 output tokens on average."""
     rng = np.random.default_rng(seed)
-    highest = max(rate(at) for at in np.arange(0.0, seconds, 1.0))
-    times = np.cumsum(rng.exponential(1 / highest, int(1.5 * highest * seconds) + 100))
-    times = times[times < seconds]
-    times = times[rng.random(len(times)) < np.array([rate(at) for at in times]) / highest]
+    times = poisson(rng, rate, seconds)
     prompts = np.maximum(1, (500 * rng.gamma(4.0, 0.25, len(times))).round())
     return Workload.of(times, prompts, np.maximum(1, rng.geometric(1 / 60, len(times))))
 
@@ -62,7 +45,7 @@ def play(workloads: dict[str, Workload], budget: AcceleratorBudget | None, max_r
     budgets = Budgets([budget] if budget is not None else [])
     simulations = []
     for name, workload in workloads.items():
-        of = resource(name, max_replicas)
+        of = sharing(name, max_replicas)
         setting = WhatIf(workload, of, MODEL, COLD_START_S, BUDGET // 2).setting(LAW)
         simulations.append(turns(workload, setting, ControlPlane(of, budgets=budgets), ttft_s=(OBJECTIVE.ttft_s,)))
     return dict(zip(workloads, simulate_together(simulations), strict=True))

@@ -147,17 +147,15 @@ def _unsized(
     """While nobody knows what one can serve: one more at a time for as long as requests queue."""
     queue, unknown = situation.signals.queue, "what one can serve is not yet known"
     queued_since = memory.queued_since if memory.queued_since is not None else now
-    memory = memory.changed(queued_since=queued_since if queue > 0 else None)
-    lasts = queue > 0 and now - queued_since >= max(_LASTING_QUEUE_S, situation.patience_s)
-    if not lasts or situation.num_live > situation.num_ready:
+    # What waits for a replica that is only being made says nothing of those that are there.
+    counts = queue > 0 and situation.num_ready == situation.num_live == current
+    memory = memory.changed(queued_since=queued_since if counts else None)
+    if not counts or now - queued_since < max(_LASTING_QUEUE_S, situation.patience_s):
         return _held(memory, current, "CapacityUnknown", f"{_count(current)}: {unknown}")
     because = f"{_requests(queue)} wait, and {unknown}"
     if current >= high.replicas:
         return _held(memory, current, high.reason, f"{because}; {high.because}", current + 1)
-    raised = _raised(memory, situation, scaling, current, current + 1, "CapacityUnknown", because, now)
-    if raised.memory.wanted == current:
-        return raised
-    return raised.changed(memory=raised.memory.changed(queued_since=now))
+    return _raised(memory, situation, scaling, current, current + 1, "CapacityUnknown", because, now)
 
 
 def _sized(
