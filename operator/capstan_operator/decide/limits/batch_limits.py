@@ -13,13 +13,23 @@ not rise, or it would have run away by the time at which the trial ends.
 
 from collections.abc import Iterable
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 from capstan_api.limits import BatchLimits, Envelope
 from capstan_api.scaling import BatchLimitsPolicy
 from capstan_operator.decide.limits.canary import CanaryMemory
 from capstan_operator.decide.limits.capacity import HEADROOM
-from capstan_operator.decide.limits.ideal import at_first, explained, ideal, lower, next_rung, one_rung, rungs, step
+from capstan_operator.decide.limits.ideal import (
+    Ideal,
+    at_first,
+    explained,
+    ideal,
+    lower,
+    next_rung,
+    one_rung,
+    rungs,
+    step,
+)
 from capstan_operator.decide.limits.lateness import guarded, is_late, watched
 from capstan_operator.decide.limits.long_steps import LongSteps
 from capstan_operator.decide.limits.memory import Change, LimitsMemory
@@ -74,6 +84,23 @@ def _begun(
     return begun.changed(memory=begun.memory.changed(guessed=True))
 
 
+class _Aim(NamedTuple):
+    """Where one adjustment leads: one rung from the `current` limits to those `wanted`, on the way to the `goal`."""
+
+    situation: Situation
+    current: BatchLimits
+    goal: Ideal
+    wanted: BatchLimits
+    guard: float
+    """What the goal was asked with."""
+    is_late: bool
+    are_long: bool
+
+    def explained(self, limits: BatchLimits) -> tuple[str, str]:
+        """Reason and clause for limits on that way."""
+        return explained(self.current, limits, self.situation, self.guard, is_late=self.is_late, are_long=self.are_long)
+
+
 def _adjusted(
     memory: LimitsMemory,
     situation: Situation,
@@ -82,12 +109,34 @@ def _adjusted(
     policy: BatchLimitsPolicy,
     now: float,
 ) -> Advice:
-    current = memory.limits or envelope.top
     too_early = memory.adjusted_at is not None and now - memory.adjusted_at < policy.adjustment_interval_seconds
     if too_early or not situation.is_known:
         return Advice.made(memory=memory)
+    before, was_guessed = memory.guard, memory.guessed and memory.adjusted_at is not None
+    memory, aim = _aimed(memory, situation, envelope, policy, now)
+    current, wanted = aim.current, aim.wanted
+    if was_guessed and aim.are_long and wanted.max_batched_tokens > current.max_batched_tokens:
+        # Short steps were set for all by a guess at what requests are like, and are taken back for all.
+        *_, longest = rungs(current, aim.goal, envelope, policy)
+        memory = memory.changed(canary=memory.canary.without_trial())
+        return _changed(memory, longest, *aim.explained(longest), now)
+    tighter = lower(current, wanted)
+    if tighter.max_batched_tokens < current.max_batched_tokens or (aim.is_late and tighter != current):
+        # Those that are being answered cannot wait for a trial, and a trial of more is over.
+        canary = memory.canary.reverted(current, tighter, now, was_measured=memory.guard < before)
+        memory = memory.changed(canary=canary, borne=None if aim.is_late else memory.borne)
+        return _changed(memory, tighter, *aim.explained(tighter), now)
+    if wanted == current and memory.canary.trial is None:
+        return Advice.made(memory=memory)
+    return _loosened(memory, memory.changed(guard=min(before, memory.guard)), aim, fleet, envelope, policy, now)
+
+
+def _aimed(
+    memory: LimitsMemory, situation: Situation, envelope: Envelope, policy: BatchLimitsPolicy, now: float
+) -> tuple[LimitsMemory, _Aim]:
+    """What this adjustment is to lead to, and the memory with its guard."""
+    current, is_first = memory.limits or envelope.top, memory.adjusted_at is None
     # Before anything was measured under limits of ours, answers are protected.
-    is_first = memory.adjusted_at is None
     steps = memory.steps if is_first else _chosen(memory.steps, situation, envelope)
     # What long steps make late is weighed by whoever chose them: fewer sequences would not make them shorter.
     late = not steps.are_long and is_late(memory)
@@ -101,44 +150,48 @@ def _adjusted(
     is_spared = situation.is_warming and situation.is_lost
     are_long, asked = steps.are_long and not is_spared, min(guard, 1.0) if is_spared else guard
     goal = ideal(situation, current, envelope, asked, are_long=are_long)
-    wanted = next_rung(current, goal, envelope, policy)
-    was_guessed = memory.guessed and not is_first
     memory = memory.changed(
         steps=steps, adjusted_at=now, guard=guard, late_now=False, guessed=memory.guessed and is_first
     )
-    if was_guessed and are_long and wanted.max_batched_tokens > current.max_batched_tokens:
-        # Short steps were set for all by a guess at what requests are like, and are taken back for all.
-        *_, longest = rungs(current, goal, envelope, policy)
-        reason, because = explained(current, longest, situation, asked, is_late=late, are_long=are_long)
-        return _changed(memory.changed(canary=memory.canary.without_trial()), longest, reason, because, now)
-    kept = Advice.made(memory=memory.changed(guard=min(before, guard)))
-    tighter = lower(current, wanted)
-    if tighter.max_batched_tokens < current.max_batched_tokens or (late and tighter != current):
-        # Those that are being answered cannot wait for a trial, and a trial of more is over.
-        canary = memory.canary.reverted(current, tighter, now, was_measured=guard < before)
-        memory = memory.changed(canary=canary, borne=None if late else memory.borne)
-        reason, because = explained(current, tighter, situation, asked, is_late=late, are_long=are_long)
-        return _changed(memory, tighter, reason, because, now)
-    trial = memory.canary.trial
+    return memory, _Aim(
+        situation=situation,
+        current=current,
+        goal=goal,
+        wanted=next_rung(current, goal, envelope, policy),
+        guard=asked,
+        is_late=late,
+        are_long=are_long,
+    )
+
+
+def _loosened(
+    memory: LimitsMemory,
+    kept: LimitsMemory,
+    aim: _Aim,
+    fleet: Fleet,
+    envelope: Envelope,
+    policy: BatchLimitsPolicy,
+    now: float,
+) -> Advice:
+    """More, once it was borne; `kept` is the memory of what is not carried out."""
+    trial, current, wanted = memory.canary.trial, aim.current, aim.wanted
     if trial is not None:
-        if goal.bears(trial.limits, trial.instead_of):
-            return kept
+        if aim.goal.bears(trial.limits, trial.instead_of):
+            return Advice.made(memory=kept)
         canary, verdict = memory.canary.ended("no more is asked for by now", now)
-        return _concluded(kept.memory.changed(canary=canary), verdict, envelope, policy, now)
-    if wanted == current:
-        return Advice.made(memory=memory)
-    if situation.is_warming or memory.canary.refuses(wanted, current, now):
-        return kept
-    reason, because = explained(current, wanted, situation, asked, is_late=late, are_long=are_long)
+        return _concluded(kept.changed(canary=canary), verdict, envelope, policy, now)
+    if aim.situation.is_warming or memory.canary.refuses(wanted, current, now):
+        return Advice.made(memory=kept)
     if len(fleet.serving(now)) < 2 or memory.has_borne(wanted):
-        return _changed(memory, wanted, reason, because, now)
-    tried = farthest(memory.canary, current, rungs(current, goal, envelope, policy), now)
+        return _changed(memory, wanted, *aim.explained(wanted), now)
+    tried = farthest(memory.canary, current, rungs(current, aim.goal, envelope, policy), now)
     begun = memory.canary.begin(tried, current, fleet, now)
     if begun is None or begun.trial is None:
-        return kept
+        return Advice.made(memory=kept)
+    _, because = aim.explained(wanted)
     message = f"tried on {begun.trial.replica} first, {because}: {step(current, tried)}"
     change = Change(reason=Outcome.TRIED, message=message, old=current, new=tried)
-    return Advice.made(memory=_told(kept.memory.changed(canary=begun), change, now), change=change)
+    return Advice.made(memory=_told(kept.changed(canary=begun), change, now), change=change)
 
 
 def _chosen(steps: LongSteps, situation: Situation, envelope: Envelope) -> LongSteps:
