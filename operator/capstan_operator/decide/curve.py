@@ -49,6 +49,11 @@ def sizes(max_replicas: int) -> Array:
     return made
 
 
+def everywhere(mask: NDArray[np.bool_]) -> bool:
+    """Whether all of it is true: asked of small arrays, whose own `all` takes five times as long."""
+    return b"\0" not in mask.tobytes()
+
+
 def curve(values: Array | NDArray[np.float32]) -> bytes:
     return values.astype("<f4").tobytes()
 

@@ -30,6 +30,11 @@ def lifelong(function: Callable[Concatenate[_Subject, _P], _R]) -> Callable[Conc
     @wraps(function)
     def answer(subject: _Subject, /, *values: _P.args, **named: _P.kwargs) -> _R:
         key = id(subject)
+        if not named:
+            try:
+                return answers[key][values]
+            except KeyError:
+                pass
         known = answers.get(key)
         if known is None:
             known = answers[key] = {}

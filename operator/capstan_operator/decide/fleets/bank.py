@@ -145,7 +145,7 @@ class Bank(Value):
         arrived = [slot.arrived for slot in self.slots] or [(0.0,) * num_classes]
         requests = tuple(map(sum, zip(*arrived, strict=True)))
         of_slots = rows([row for slot in self.slots for row in slot.missed], num_fleets)
-        missed = of_slots.reshape(len(self.slots), num_classes, num_fleets).sum(axis=0, dtype=np.float64)
+        missed = np.add.reduce(of_slots.reshape(len(self.slots), num_classes, num_fleets), dtype=np.float64)
         seconds = self.slots[-1].end - self.slots[0].start if self.slots else 0.0
         return Misses(requests, missed / np.array([[max(each, 1.0)] for each in requests]), seconds)
 

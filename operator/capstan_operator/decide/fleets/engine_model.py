@@ -114,7 +114,7 @@ class EngineModel(Value):
         scale = np.maximum(np.maximum(predicted, seconds / 10), 1e-5)
         off = np.abs(seconds - predicted) / scale
         trusted = _HUBER_ERRORS * max(self.error, _SMALLEST_ERROR)
-        total_s = seconds.sum()
+        total_s = np.add.reduce(seconds)
         kept = np.exp((seconds.cumsum() - total_s) / MEMORY_S)
         weight = np.minimum(1.0, trusted / np.maximum(off, 1e-12)) / scale**2 * kept
         all_kept = float(np.exp(-total_s / MEMORY_S))
@@ -123,12 +123,12 @@ class EngineModel(Value):
         error = self.error
         if is_usable:
             share = 1 - (1 - _ERROR_SHARE) ** len(off)
-            error += share * (float(np.minimum(off, 1.0).sum()) / len(off) - error)
+            error += share * (float(np.add.reduce(np.minimum(off, 1.0))) / len(off) - error)
         return EngineModel.made(
             coefficients=_fitted(gram, moment),
             gram=tuple(map(tuple, gram)),
             moment=tuple(moment),
-            num_samples=all_kept * self.num_samples + float(kept.sum()),
+            num_samples=all_kept * self.num_samples + float(np.add.reduce(kept)),
             error=error,
         )
 

@@ -248,7 +248,7 @@ class Fleets:
         busy = np.minimum(self._token_s * computed / sizes, _BUSIEST)
         is_full = computed >= top * _NEARLY
         step_s = np.minimum(full_s, base_s / (_ONE - busy))
-        np.copyto(step_s, full_s, where=is_full)
+        np.putmask(step_s, is_full, full_s)
         answer_s = self._output * step_s
         self._step_s = step_s
         self._sequences = np.maximum(_ZERO, n + computed * h / self._prompt - n * h / answer_s)
@@ -274,7 +274,7 @@ class Fleets:
             is_short = got >= free * _NEARLY
         # While others wait for places or KV, less is computed than could be.
         speed = free.copy()
-        np.copyto(speed, got, where=behind > _ZERO)
+        np.putmask(speed, behind > _ZERO, got)
         speed = np.maximum(speed, _LEAST_RATE)
         waiting = self._in_time[k] + self._new(k, rates) * h
         waiting = waiting - np.minimum(waiting, got * h)

@@ -5,6 +5,8 @@ rates. The surprising idea: a prompt of I tokens has I²/2 attention pairs, so t
 tokens are half the mean prompt in which prompts weigh by their length, and no request needs to be looked at.
 """
 
+import numpy as np
+
 from capstan_operator.decide.curve import Array
 from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.values import Value
@@ -28,8 +30,9 @@ class Shape(Value):
         A row is a `StepSample`: 3 the prefill tokens, 6 the pairs.
         """
         kept = 0.5 ** (seconds / _HALF_LIFE_S)
-        tokens = kept * self.prefill_tokens + float(samples[:, 3].sum())
-        pairs, context = kept * self.prefill_pairs + float(samples[:, 6].sum()), self.context
+        new_tokens, new_pairs = np.add.reduce(samples[:, 3::3]).tolist()
+        tokens, pairs = kept * self.prefill_tokens + new_tokens, kept * self.prefill_pairs + new_pairs
+        context = self.context
         if running >= 1 and kv_tokens > 0:
             share = 1 - 0.5 ** (seconds / _CONTEXT_HALF_LIFE_S) if context > 0 else 1.0
             context += share * (kv_tokens / running - context)

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from capstan_operator.decide.curve import Array
+from capstan_operator.decide.curve import Array, everywhere
 from capstan_operator.decide.seen.observation import MEASURED, Replica
 from capstan_operator.decide.seen.steps import ROW_BYTES, rows
 
@@ -66,6 +66,6 @@ def _last(steps: Array, num_steps: NDArray[np.int64]) -> Array:
     if not len(steps):
         return np.zeros((len(num_steps), steps.shape[1]))
     last = steps.take(num_steps.cumsum() - 1, axis=0)
-    if np.count_nonzero(num_steps) < len(num_steps):
-        last[num_steps == 0] = 0.0
+    if not everywhere(some := num_steps > 0):
+        last[~some] = 0.0
     return last

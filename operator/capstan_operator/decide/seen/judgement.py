@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from capstan_operator.decide.curve import Array
+from capstan_operator.decide.curve import Array, everywhere
 from capstan_operator.decide.seen.counters import LARGEST_COUNT, ClassCounters, believable
 from capstan_operator.decide.seen.engines import COLUMNS, Engines
 from capstan_operator.decide.seen.observation import GatewayMetrics, Observation, Phase
@@ -63,7 +63,7 @@ class Judge:
         fresh = (self._oldest <= at) & (at <= self._newest)
         # Neither NaN nor an infinity lies between the two.
         sane = (told.numbers >= 0) & (told.numbers <= _MOST)
-        if all(np.count_nonzero(passed) == passed.size for passed in (sane, fresh, with_steps)):
+        if everywhere(sane) and everywhere(fresh & with_steps):
             return told
         real: NDArray[np.bool_] = np.logical_and.reduce(sane, axis=1)
         for key, *passed in zip(told.ids, real.tolist(), fresh.tolist(), with_steps.tolist(), strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from capstan_operator.decide.curve import Array, Packed
+from capstan_operator.decide.curve import Array, Packed, everywhere
 from capstan_operator.decide.seen.counters import LARGEST_COUNT
 
 _LONGEST_STEP_S: Final = 600.0
@@ -74,7 +74,7 @@ def are_believable(steps: Array) -> NDArray[np.bool_]:
     # Neither NaN nor an infinity lies between the two.
     sane = (steps >= 0) & (steps <= _MOST)
     short: NDArray[np.bool_] = steps[:, 6] <= _LONGEST_CONTEXT * steps[:, 3]
-    return short if np.count_nonzero(sane) == sane.size else short & np.logical_and.reduce(sane, axis=1)
+    return short if everywhere(sane) else short & np.logical_and.reduce(sane, axis=1)
 
 
 def chosen(steps: Array, num_steps: NDArray[np.int64], last_steps: Array, most: int) -> tuple[Array, Array]:
@@ -93,7 +93,7 @@ def chosen(steps: Array, num_steps: NDArray[np.int64], last_steps: Array, most: 
     from_newest = (num_picked.cumsum() - 1)[owners] - np.arange(len(owners))
     picked = steps.take((ends - 1)[owners] - stride[owners] * from_newest, axis=0)
     believed = are_believable(picked)
-    if np.count_nonzero(believed) < len(believed):
+    if not everywhere(believed):
         picked, owners = picked[believed], owners[believed]
         num_picked = np.bincount(owners, minlength=len(num_new))
     return picked, num_new[owners] / num_picked[owners]

@@ -7,6 +7,7 @@ a handful of slots however often it is looked at, and one track for each replica
 from operator import attrgetter
 from typing import NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from capstan_operator.decide.curve import Array
@@ -39,7 +40,7 @@ class Progress(NamedTuple):
         """
         # Columns as in `StepSample`: 2 the seconds, 4 and 5 the sequences and their context.
         seconds = times * steps[:, 2]
-        total = (seconds.sum(), seconds @ steps[:, 4], seconds @ steps[:, 5], times @ steps[:, 4])
+        total = (np.add.reduce(seconds), seconds @ steps[:, 4], seconds @ steps[:, 5], times @ steps[:, 4])
         return cls._make((*map(float, total), *passed))
 
     def plus(self, *others: "Progress") -> "Progress":
