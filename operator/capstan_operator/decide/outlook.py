@@ -65,7 +65,9 @@ class Outlook:
         late = {replica.id for replica in overdue}
         coming = observation.with_phase(Phase.PENDING, Phase.STARTING)
         is_warming = any(not replica.restarts and replica.id not in late for replica in coming)
-        situation = self._limits_situation.changed(is_warming=is_warming)
+        situation = self._limits_situation
+        if is_warming:
+            situation = situation.changed(is_warming=True)
         fleet = Fleet(
             # What nobody is told of cannot be tried.
             replicas=observation.replicas if scaling.mode is not Mode.SHADOW else (),

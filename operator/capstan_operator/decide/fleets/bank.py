@@ -111,7 +111,7 @@ class Bank(Value):
         fleets = Fleets(before.queues, real, engine, classes, dispersion.index, [each.share for each in chances])
         share = fleets.run(arrived, seconds)
         fleets.correct(running if num_ready else 0.0, seconds)
-        requests = tuple(a.requests for a in arrived)
+        requests = tuple([a.requests for a in arrived])
         new = Slot.made(
             start=now - seconds,
             end=now,
@@ -122,7 +122,7 @@ class Bank(Value):
         if slots and new.end - slots[-1].start <= span_s / NUM_SLOTS:
             slots = (*slots[:-1], slots[-1].plus(new, len(sizes)))
         else:
-            slots = (*(slot for slot in slots if slot.end > now - span_s), new)
+            slots = (*[slot for slot in slots if slot.end > now - span_s], new)
         return Bank.made(
             classes=names,
             since=before.since if before.since is not None else now - seconds if any(requests) else None,

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from capstan_operator.decide.curve import Array
+from capstan_operator.decide.curve import Array, everywhere
 from capstan_operator.decide.seen.steps import StepSample
 from capstan_operator.decide.values import Value
 
@@ -92,12 +92,14 @@ class EngineModel(Value):
         # The number of a step and its time say nothing of its cost.
         steps = np.asarray(samples, dtype=np.float64).reshape(-1, 2 + _NUM_FEATURES)[:, 2:]
         columns = steps.T.copy()
-        sane = ((columns >= _LEAST) & (columns < _TOO_MUCH)).all(0) & (columns[1] + columns[2] > 0)
+        within, computes = (columns >= _LEAST) & (columns < _TOO_MUCH), columns[1] + columns[2] > 0
+        is_sane = everywhere(within) and everywhere(computes)
+        sane = computes if is_sane else computes & np.logical_and.reduce(within)
         model = self
         while len(steps):
             # How far a model is off can only be told of one that predicts: the sooner, the better.
             size = _BATCH if model.is_usable else _FIRST_BATCH
-            if (batch := steps[:size].compress(sane[:size], axis=0)).size:
+            if len(batch := steps[:size] if is_sane else steps[:size][sane[:size]]):
                 model = model._after(batch)
             steps, sane = steps[size:], sane[size:]
         return model

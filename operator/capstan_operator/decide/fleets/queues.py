@@ -28,6 +28,7 @@ The surprising idea: the fleet of the real size is held against what really runs
 known before requests finish. Knows no objective, no look-back and no clock; time comes as a difference.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -60,6 +61,7 @@ _CORRECTION_S: Final = 10.0
 _STAY_S, _LONGEST_STAY = 60.0, 4.0
 # Of a mean answer: over how much of it the time between tokens is averaged, as TPOT is.
 _ANSWER_SHARE: Final = 0.5
+_TTFT_BOUNDS: Final[Sequence[float]] = TTFT_S.tolist()
 
 
 class Engine(NamedTuple):
@@ -332,7 +334,7 @@ class Fleets:
         ahead = self._in_time[k] if above is None else self._backlog[above] + self._in_time[k]
         alone_s, beyond_s = (own_s + ahead / first.speed[-1])[TOLD], (own_s + self._backlog[k] / first.top[-1])[TOLD]
         load, pace, late = load[TOLD], pace[TOLD], late[TOLD]
-        num_below = TTFT_S.searchsorted(threshold_s)
+        num_below = bisect_left(_TTFT_BOUNDS, threshold_s)
         slack_s = TTFT_S[:num_below, None] - alone_s
         # If nobody yielded: all have a longer one than what is below the least, and ever fewer than what is above it.
         slower = load * np.exp((load - 1) * pace * np.maximum(slack_s, 0.0))

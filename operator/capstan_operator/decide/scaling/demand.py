@@ -6,7 +6,6 @@ it cannot oscillate.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from capstan_api.scaling import Mode, Scaling
@@ -86,7 +85,7 @@ def demand(
         of_late = _of_late(sizing, bank, now)
         needed = min(max(_needed(slos, of_late, ceiling), floor), asked)
         # The margin grows with misses that really happen, so with what was taken: it is needed, and not earned.
-        tiers = _tiers(slos, replace(of_late, margin=1.0), ceiling)
+        tiers = _tiers(slos, of_late._replace(margin=1.0), ceiling)
     return Demand(
         floor=floor,
         ceiling=ceiling,
@@ -102,7 +101,7 @@ def demand(
 def _of_late(sizing: Sizing, bank: Bank, now: float) -> Sizing:
     """The sizing with the misses of the last minutes only."""
     slots = tuple(slot for slot in bank.slots if slot.end > now - RECENT_S)
-    return replace(sizing, misses=bank.changed(slots=slots).misses(len(sizing.sizes)))
+    return sizing._replace(misses=bank.changed(slots=slots).misses(len(sizing.sizes)))
 
 
 def _needed(slos: Sequence[Slo], sizing: Sizing, ceiling: int) -> int:

@@ -13,8 +13,7 @@ would have missed is unavoidable, and an infeasible objective does not run to th
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -90,8 +89,7 @@ def margin(feedback: Iterable[Feedback], allowed: Iterable[float], history_s: fl
     return (1 + worst) * (1 + short + slow)
 
 
-@dataclass(frozen=True)
-class Sizing:
+class Sizing(NamedTuple):
     """What the look-back asks for."""
 
     needed: int

@@ -7,7 +7,7 @@ its loop; one whose heartbeat stands still has told us nothing, however fresh th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from capstan_operator.decide.curve import Array
 from capstan_operator.decide.seen.counters import ClassCounters
@@ -31,8 +31,7 @@ class Objectives(Value):
     tpot_share: float = 0.95
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """Signals together with what the look has taught."""
 
     signals: Signals

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from capstan_operator.decide.curve import Array, Packed
+from capstan_operator.decide.curve import Array, Packed, everywhere
 from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.seen.engines import COLUMNS, Engines
 from capstan_operator.decide.seen.observation import Replica
@@ -105,18 +105,20 @@ class Tracks(Value):
         """The tracks after one more look at these `replicas`, of which the `engines` told."""
         before, known = self._of(engines.ids, processes := _processes(engines.replicas))
         now = np.empty((len(engines), len(_ROW)))
-        now[:, _COPIED] = engines.numbers[:, _MEASURED]
+        now[:, _COPIED] = engines.numbers.take(_MEASURED, axis=1)
         passed = now[:, _PASSING] - before[:, _PASSING]
-        stands_still = known & (now[:, _HEARTBEAT] == before[:, _HEARTBEAT])
         now[:, _ADVANCED_AT] = now[:, _AT]
-        np.copyto(now[:, _ADVANCED_AT], before[:, _ADVANCED_AT], where=stands_still)
+        stands_still = known & (now[:, _HEARTBEAT] == before[:, _HEARTBEAT])
+        if not everywhere(~stands_still):
+            now[stands_still, _ADVANCED_AT] = before[stands_still, _ADVANCED_AT]
         now[:, _LAST_STEP] = np.maximum(before[:, _LAST_STEP], engines.last_steps[:, 0])
         kept = 0.5 ** (np.maximum(0.0, passed[:, _AT]) / _HITS_HALF_LIFE_S)
-        hits = before[:, _RECENT_HITS] * kept + np.maximum(0.0, passed[:, _HITS])
-        now[:, _RECENT_HITS] = 0.0
-        np.copyto(now[:, _RECENT_HITS], hits, where=known & (passed[:, _AT] >= 0))
-        # Where one of them ran backwards, all of them say nothing.
-        passed[~(known & np.logical_and.reduce(passed >= 0, axis=1))] = 0.0
+        now[:, _RECENT_HITS] = before[:, _RECENT_HITS] * kept + np.maximum(0.0, passed[:, _HITS])
+        goes_on = known[:, None] & (passed >= 0)
+        if not everywhere(goes_on):
+            now[~goes_on[:, _AT], _RECENT_HITS] = 0.0
+            # Where one of them ran backwards, all of them say nothing.
+            passed[~np.logical_and.reduce(goes_on, axis=1)] = 0.0
         sums = np.add.reduce(passed, axis=0).tolist()
         tracks = Tracks.made(ids=engines.ids, processes=processes, counted=now.tobytes())
         if len(engines) < len(replicas):
