@@ -9,17 +9,10 @@ from pydantic import BaseModel
 
 _M = TypeVar("_M", bound=BaseModel)
 # Past the `__setattr__` that a frozen model refuses.
-_set_fields, _set_given, _set_extra, _set_private = (
+set_fields, set_given, set_extra, set_private = (
     BaseModel.__dict__[slot].__set__
     for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
 )
-SETTERS = {
-    "_set_fields": _set_fields,
-    "_set_given": _set_given,
-    "_set_extra": _set_extra,
-    "_set_private": _set_private,
-}
-"""For who writes `filled` out."""
 
 
 def filled(cls: type[_M], fields: dict[str, Any], given: set[str]) -> _M:
@@ -27,8 +20,8 @@ def filled(cls: type[_M], fields: dict[str, Any], given: set[str]) -> _M:
     those `given` count as told.
     """
     model = object.__new__(cls)
-    _set_fields(model, fields)
-    _set_given(model, given)
-    _set_extra(model, None)
-    _set_private(model, None)
+    set_fields(model, fields)
+    set_given(model, given)
+    set_extra(model, None)
+    set_private(model, None)
     return model

@@ -43,9 +43,9 @@ def test_a_made_value_stays_frozen() -> None:
 
 
 def test_a_field_that_is_missing_or_unknown_is_noticed() -> None:
-    with pytest.raises(TypeError, match=r"Pair.made\(\) missing 1 required keyword-only argument: 'first'"):
+    with pytest.raises(AssertionError, match="needs \\['first'\\]"):
         Pair.made(second=1.0)
-    with pytest.raises(TypeError, match=r"Pair.made\(\) got an unexpected keyword argument 'third'"):
+    with pytest.raises(AssertionError, match="has no \\['third'\\]"):
         Pair.made(first=1.0, third=1.0)
     with pytest.raises(AssertionError, match="has no \\['third'\\]"):
         Pair(first=1.0).changed(third=1.0)

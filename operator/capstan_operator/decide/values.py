@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from capstan_api.filled import SETTERS, filled
+from capstan_api.filled import filled, set_extra, set_fields, set_given, set_private
 
 _V = TypeVar("_V", bound="Value")
 
@@ -29,10 +29,9 @@ class Value(BaseModel):
 
     @classmethod
     def made(cls, **fields: Any) -> Self:
-        """A value of fields that are known to be right, down to `float` for a float. Equal to a validated one. Raises
-        `TypeError` when one is missing or unknown.
-        """
-        raise NotImplementedError("every class of values has its own")
+        """A value of fields that are known to be right, down to `float` for a float. Equal to a validated one."""
+        # Each class has a quicker one of its own.
+        return cls.model_construct(**fields)
 
     def changed(self, **fields: Any) -> Self:
         """The same value but for these fields, which are known to be right."""
@@ -50,24 +49,23 @@ class Value(BaseModel):
 
 
 def _constructor(cls: type[_V]) -> Callable[..., _V]:
-    """`made` of one class, with its fields as parameters.
-
-    Written out as dataclasses write theirs: a call with keywords then costs a third of what looking at them costs.
-    """
+    """`made` of one class. A function that knows its class finds everything in half the time that a method takes."""
     fields = cls.model_fields
-    required = [name for name, field in fields.items() if field.is_required()]
-    parameters = [*required, *(f"{name}=_default_{name}" for name in fields if name not in required)]
-    in_order = ", ".join(f"{name!r}: {name}" for name in fields)
-    written = f"""def made({"*, " if parameters else ""}{", ".join(parameters)}):
-        value = _new(_cls)
-        _set_fields(value, {{{in_order}}})
-        _set_given(value, _given)
-        _set_extra(value, None)
-        _set_private(value, None)
-        return value"""
-    names = {f"_default_{name}": field.get_default(call_default_factory=True) for name, field in fields.items()}
-    names |= SETTERS | {"_new": object.__new__, "_cls": cls, "_given": cls._named}
-    exec(written, names)  # noqa: S102
-    made: Callable[..., _V] = names["made"]
-    made.__qualname__ = f"{cls.__name__}.made"
+    required = frozenset(name for name, field in fields.items() if field.is_required())
+    # In the order of the fields, which is that of the values too.
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    new, given, num_fields = object.__new__, set(fields), len(fields)
+
+    def made(**fields: Any) -> _V:
+        if len(fields) < num_fields:
+            assert required <= fields.keys(), f"{cls.__name__} needs {sorted(required - fields.keys())}"
+        together = defaults | fields
+        assert len(together) == num_fields, f"{cls.__name__} has no {sorted(together.keys() - given)}"
+        value = new(cls)
+        set_fields(value, together)
+        set_given(value, given)
+        set_extra(value, None)
+        set_private(value, None)
+        return value
+
     return made
