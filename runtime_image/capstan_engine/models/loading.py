@@ -43,9 +43,9 @@ def load_decoder(
 ) -> Decoder:
     """Read and check the whole checkpoint. Raises `ModelError` naming missing, unknown or misshapen tensors.
 
-    `spare_bytes` of memory are nobody's until this is done: several layers are loaded at once if their scratch fits
-    there. `progress` is called with the bytes that are done and those of all: whenever more are done and another
-    reading begins, and at the end.
+    `spare_bytes` of memory are nobody's until this is done, beside what one part alone takes: more are loaded at once
+    if the scratch of layers fits there. `progress` is called with the bytes that are done and those of all: whenever
+    more are done and another reading begins, and at the end.
     """
     checkpoint = Checkpoint(model_dir)
     expected = tensors(spec, quantization)

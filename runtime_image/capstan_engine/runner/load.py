@@ -100,7 +100,7 @@ def build_runner(
             dtype=dtype,
             num_positions=max_model_len,
             device=device,
-            spare_bytes=need.kv_cache + need.step,
+            spare_bytes=need.kv_cache + need.step - figures.loading,
             progress=read_more,
         )
         if meter is not None:
