@@ -23,6 +23,7 @@ from capstan_operator.decide.values import Value
 NUM_SLOTS: Final = 20
 _DURABLE_SLOTS: Final = 4
 _NONE_READY: Final = 0.01
+_YOUNG_S: Final = 60.0
 # Of the look-back, after which a latency counts half.
 _FRESH_SHARE: Final = 0.5
 
@@ -85,9 +86,11 @@ class Bank(Value):
 
     def is_due(self, classes: Sequence[Class], arrivals: Arrivals) -> bool:
         """Whether it is time for the fleets to get what came to these classes."""
-        # Until requests have come, and after a restart, nothing is known that could stand for a while.
-        is_new = self.since is None or not self.last_missed or self.classes != _names(classes)
-        return is_new or arrivals.seconds >= EVERY_S
+        if self.since is None or not self.last_missed or self.classes != _names(classes):
+            return True
+        # What is known of little changes with every turn.
+        is_young = self.slots[-1].end - self.since < _YOUNG_S
+        return is_young or arrivals.seconds >= EVERY_S
 
     def advanced(
         self,
