@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstan_operator.decide import Memory
 from capstan_operator.decide.curve import Array, curve, sizes, values
-from capstan_operator.decide.fleets.arrivals import EVERY_S, Arrivals, Arrived, Turn
 from capstan_operator.decide.fleets.bank import NUM_SLOTS, Bank
 from capstan_operator.decide.fleets.engine_model import EngineModel
-from capstan_operator.decide.fleets.queues import Class, Engine
+from capstan_operator.decide.fleets.queues import Arrived, Class, Engine
 
 # A 70B model on four cards: step, prefill token, sequence and context token, in seconds.
 COSTS = (2.2e-2, 6.8e-5, 4.0e-5, 3.0e-8, 0.0)
@@ -59,33 +57,29 @@ class Course:
     span_s: float = 1200.0
     late: float = ALL_OF_THEM
     """Requests of each class in a turn that ended late."""
-    turn_s: float = 2.0
-    arrivals: Arrivals = field(default_factory=Arrivals)
     bank: Bank = field(default_factory=Bank)
     now: float = 0.0
 
     def turn(self, *arrived: tuple[float, float], seconds: float = 2.0, running: float = 0, ready: int = 0) -> "Course":
         self.now += seconds
-        turn = Turn(seconds, tuple(Arrived(*each, late=self.late) for each in arrived), running)
-        self.arrivals = self.arrivals.after(turn, self.of.long_prompt)
-        if self.bank.is_due(self.classes, self.arrivals):
-            self.bank = self.bank.advanced(
-                self.fleets,
-                self.of,
-                self.classes,
-                self.arrivals,
-                now=self.now,
-                span_s=self.span_s,
-                num_ready=ready,
-            )
-            self.arrivals = self.arrivals.taken()
+        self.bank = self.bank.advanced(
+            self.fleets,
+            self.of,
+            self.classes,
+            [Arrived(*each) for each in arrived],
+            late=[self.late] * len(arrived),
+            seconds=seconds,
+            now=self.now,
+            span_s=self.span_s,
+            running=running,
+            num_ready=ready,
+        )
         return self
 
     def steady(self, rate: float, seconds: float) -> "Course":
         """So many requests a second in every class."""
-        came = self.turn_s * rate
-        for _ in range(round(seconds / self.turn_s)):
-            self.turn(*[(came, came * self.of.prompt)] * len(self.classes), seconds=self.turn_s)
+        for _ in range(round(seconds / 2)):
+            self.turn(*[(2 * rate, 2 * rate * self.of.prompt)] * len(self.classes))
         return self
 
     def missed(self, replicas: float, k: int = 0) -> float:
@@ -265,8 +259,7 @@ def test_the_real_fleet_is_told_the_queue_of_its_own_cold_start() -> None:
         course.turn((40.0, 40_000.0), ready=1, running=100)
     # One computes 11 of 20 a second.
     assert course.bank.told[0] > requests_lost(0.44, course.of)
-    for _ in range(2):
-        course.turn((40.0, 40_000.0), ready=6, running=100)
+    course.turn((40.0, 40_000.0), ready=6, running=100)
     backlog, in_time = (
         values(rows[0], len(FLEETS))[0] for rows in (course.bank.queues.backlog, course.bank.queues.in_time)
     )
@@ -295,8 +288,7 @@ def test_whatever_was_fitted_and_counted_gives_shares(
 
 
 def test_growth_is_that_of_one_span_over_the_one_before() -> None:
-    # Turns of which none waits for the next one.
-    course = Course(turn_s=EVERY_S)
+    course = Course()
     assert course.bank.growth(120) == 1
     course.steady(10, 120)
     assert course.bank.growth(120) == 1, "nothing is known of what was before"
@@ -329,14 +321,7 @@ def test_the_look_back_survives_a_restart_in_a_few_kilobytes() -> None:
     before, after = course.bank.misses(len(FLEETS)), kept.misses(len(FLEETS))
     assert after.requests == pytest.approx(before.requests)
     assert after.shares == pytest.approx(before.shares, abs=1e-4)
-
-
-def test_how_unevenly_requests_come_survives_a_restart_and_turns_that_wait_do_not() -> None:
-    course = Course().steady(60, 122)
-    assert course.arrivals.turns
-    kept = Memory.restored(Memory(arrivals=course.arrivals, bank=course.bank).durable())
-    assert kept.arrivals == course.arrivals.taken()
-    assert kept.arrivals.dispersion.turns > 10
+    assert kept.dispersion == course.bank.dispersion
 
 
 def test_other_classes_begin_anew_and_more_replicas_do_not() -> None:
@@ -348,8 +333,10 @@ def test_other_classes_begin_anew_and_more_replicas_do_not() -> None:
     )
     course.fleets = wider
     assert course.turn((0.0, 0.0)).missed(4) == pytest.approx(float(shares[nearest(FLEETS, 4)]), abs=0.01)
-    course.classes, course.arrivals = (BACKGROUND,), course.arrivals.taken()
+    course.classes = (BACKGROUND,)
+    dispersion = course.bank.dispersion
     assert course.turn((1.0, 1000.0)).bank.misses(len(wider)).requests == (1.0,)
+    assert course.bank.dispersion.turns > dispersion.turns * 0.9, "clients are the same as before"
 
 
 @given(st.integers(1, 5000))
@@ -360,28 +347,3 @@ def test_there_is_a_fleet_close_to_every_number_of_replicas(replicas: int) -> No
 def test_a_curve_is_four_bytes_a_fleet() -> None:
     assert values(curve(FLEETS), len(FLEETS)) == pytest.approx(FLEETS, rel=1e-6)
     assert len(curve(FLEETS)) == 4 * len(FLEETS)
-
-
-def test_every_turn_is_taken_at_once_until_a_minute_is_known_and_later_turns_wait() -> None:
-    course = Course()
-    waiting = [len(course.turn((20.0, 20_000.0)).arrivals.turns) for _ in range(40)]
-    assert waiting == [0] * 30 + [1, 0] * 5
-
-
-def test_turns_that_waited_for_each_other_are_as_good_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fed() -> Bank:
-        course = Course(classes=(CHAT, BACKGROUND))
-        for turn in range(120):
-            rate = 60.0 if turn % 7 < 2 else 10.0
-            course.turn((2 * rate, 2000 * rate), (rate, 500 * rate), running=20 * rate, ready=3)
-        assert not course.arrivals.turns
-        return course.bank
-
-    together = fed()
-    monkeypatch.setattr("capstan_operator.decide.fleets.bank.EVERY_S", 0.0)
-    one_by_one = fed()
-    assert together != one_by_one
-    missed, exactly = together.misses(len(FLEETS)), one_by_one.misses(len(FLEETS))
-    assert missed.requests == pytest.approx(exactly.requests)
-    # Only bad luck is learnt by turns in one of them, and by twos in the other.
-    assert np.abs(missed.shares - exactly.shares).max() < 0.01

@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_operator.decide.curve import sizes
-from capstan_operator.decide.fleets.arrivals import Arrivals, Arrived, Turn
 from capstan_operator.decide.fleets.bank import Bank
 from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.fleets.latencies import TOLD, TPOT_S, TTFT_S, Latencies
-from capstan_operator.decide.fleets.queues import Class, Engine
+from capstan_operator.decide.fleets.queues import Arrived, Class, Engine
 
 FLEETS = sizes(4)
 TOLD_FLEETS = len(FLEETS[TOLD])
@@ -84,9 +83,12 @@ def run(rate: float, turns: int = 120) -> Bank:
             FLEETS,
             engine,
             classes,
-            Arrivals().after(Turn(1.0, (Arrived(rate, 1000 * rate, late=rate),), running=20.0), engine.long_prompt),
+            [Arrived(rate, 1000 * rate)],
+            late=[rate],
+            seconds=1.0,
             now=1000.0 + turn,
             span_s=600.0,
+            running=20.0,
             num_ready=2,
         )
     return bank

@@ -32,7 +32,7 @@ def busy(now: float, waiting: float = 14) -> Replica:
     return replica(OF, metrics=engine_metrics(at=now, heartbeat=now, waiting=waiting, running=20))
 
 
-def under_load(memory: Memory, *others: Replica, turns: int = 15) -> list[Decision]:
+def under_load(memory: Memory, *others: Replica, turns: int = 10) -> list[Decision]:
     """One decision a second; one replica is ready, and requests are late."""
     made = []
     for i in range(turns):

@@ -50,7 +50,7 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     )
     outlook = Outlook(spec, release.args, model, reading, shape)
     limits = outlook.limits(memory.limits, observation, overdue, now)
-    arrivals, bank, feedback = outlook.bank(memory, limits.memory, now)
+    bank, feedback = outlook.bank(memory, limits.memory, now)
     season = outlook.season(memory.season, now)
     sizing = outlook.sizing(bank, feedback, season, ledger, now)
     situation = outlook.situation(observation, sizing, ledger, len(overdue), now)
@@ -96,7 +96,6 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
         model=EngineModel() if model is declared else model,
         lengths=reading.lengths,
         shape=shape,
-        arrivals=arrivals,
         bank=bank,
         feedback=feedback,
         season=season,

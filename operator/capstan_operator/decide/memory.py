@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from capstan_api.status import DecisionStatus
 from capstan_operator.decide.feasibility import Told
-from capstan_operator.decide.fleets.arrivals import Arrivals
 from capstan_operator.decide.fleets.bank import Bank
 from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.fleets.season import Season
@@ -39,7 +38,6 @@ class Memory(Value):
     model: EngineModel = EngineModel()
     lengths: Lengths = Lengths()
     shape: Shape = Shape()
-    arrivals: Arrivals = Arrivals()
     bank: Bank = Bank()
     feedback: tuple[Feedback, ...] = ()
     """Of each class, in the bank's order."""
@@ -55,8 +53,7 @@ class Memory(Value):
 
     def durable(self) -> str:
         """JSON for `status.memory`, a few kilobytes whatever the number of replicas."""
-        kept = self.changed(arrivals=self.arrivals.taken(), bank=self.bank.durable())
-        return kept.model_dump_json(exclude=_NOT_KEPT)
+        return self.model_copy(update={"bank": self.bank.durable()}).model_dump_json(exclude=_NOT_KEPT)
 
     @classmethod
     def restored(cls, text: str) -> "Memory":

@@ -14,10 +14,9 @@ from capstan_api.engine_args import EngineArgs
 from capstan_api.scaling import LimitsMode, Mode
 from capstan_api.spec import InferenceDeploymentSpec, Slo
 from capstan_operator.decide.curve import Array, sizes
-from capstan_operator.decide.fleets.arrivals import Arrivals, Arrived, Turn
 from capstan_operator.decide.fleets.bank import Bank
 from capstan_operator.decide.fleets.engine_model import EngineModel
-from capstan_operator.decide.fleets.queues import Class, Engine
+from capstan_operator.decide.fleets.queues import Arrived, Class, Engine
 from capstan_operator.decide.fleets.season import Season
 from capstan_operator.decide.fleets.shape import Shape
 from capstan_operator.decide.ledger import Ledger
@@ -79,46 +78,42 @@ class Outlook:
         )
         return batch_limits.adjust(memory, situation, fleet, envelope, policy, now)
 
-    def bank(self, memory: Memory, limits: LimitsMemory, now: float) -> tuple[Arrivals, Bank, tuple[Feedback, ...]]:
-        """What came since the last look, the virtual fleets after it, and how well they told what was missed."""
-        reading, lengths, arrivals, bank = self.reading, self.reading.lengths, memory.arrivals, memory.bank
+    def bank(self, memory: Memory, limits: LimitsMemory, now: float) -> tuple[Bank, tuple[Feedback, ...]]:
+        """The virtual fleets after what came since the last look, and how well they told what was missed."""
+        reading, lengths = self.reading, self.reading.lengths
         if reading.seconds <= 0 or not (self.model.is_usable and lengths.is_known) or limits.limits is None:
-            return arrivals, bank, memory.feedback
-        seen, slos, classes = reading.signals, self.spec.slos, _classes(self.spec)
+            return memory.bank, memory.feedback
+        seen, fleets, slos = reading.signals, self._sizes, self.spec.slos
         deltas = [reading.delta.get(slo.name, _NOTHING_COUNTED) for slo in slos]
-        turn = Turn(
+        late = [counted.slo_total - counted.slo_good for counted in deltas]
+        bank = memory.bank.advanced(
+            fleets,
+            self._engine(limits),
+            _classes(self.spec),
+            [self._arrived(counted) for counted in deltas],
+            late=late,
             seconds=reading.seconds,
-            arrived=tuple([self._arrived(counted) for counted in deltas]),
-            running=seen.running if seen.num_serving else 0.0,
+            now=now,
+            span_s=max(_SHORTEST_LOOK_BACK_S, self.spec.scaling.behavior.scale_down.stabilization_window_seconds),
+            running=seen.running,
+            num_ready=seen.num_serving,
         )
-        if bank.classes != tuple([slo.name for slo in slos]):
-            arrivals = arrivals.taken()
-        arrivals = arrivals.after(turn, self.shape.long_prompt(lengths.computed_prompt))
-        if bank.is_due(classes, arrivals):
-            bank = bank.advanced(
-                self._sizes,
-                self._engine(limits),
-                classes,
-                arrivals,
-                now=now,
-                span_s=max(_SHORTEST_LOOK_BACK_S, self.spec.scaling.behavior.scale_down.stabilization_window_seconds),
-                num_ready=seen.num_serving,
-            )
-            arrivals = arrivals.taken()
         before = memory.feedback if memory.bank.classes == bank.classes else ()
         is_queueing = self._limits_situation.is_queueing
         feedback = tuple(
             each.learn(
                 seen=counted.slo_total,
-                seen_missed=counted.slo_total - counted.slo_good,
+                seen_missed=missed,
                 told=counted.arrived,
                 told_missed=share * counted.arrived,
                 seconds=reading.seconds,
                 is_queueing=is_queueing,
             )
-            for each, counted, share in zip(before or (Feedback(),) * len(slos), deltas, bank.told, strict=True)
+            for each, counted, missed, share in zip(
+                before or (Feedback(),) * len(slos), deltas, late, bank.told, strict=True
+            )
         )
-        return arrivals, bank, feedback
+        return bank, feedback
 
     def season(self, memory: Season, now: float) -> Season:
         """Days and weeks after what came since the last look."""
@@ -236,10 +231,10 @@ class Outlook:
         )
 
     def _arrived(self, counted: ClassCounters) -> Arrived:
-        lengths, late = self.reading.lengths, counted.slo_total - counted.slo_good
+        lengths = self.reading.lengths
         if counted.arrived_tokens <= 0:
-            return Arrived(counted.arrived, counted.arrived * lengths.computed_prompt, late)
-        return Arrived(counted.arrived, counted.arrived_tokens * (1 - lengths.cached), late)
+            return Arrived(counted.arrived, counted.arrived * lengths.computed_prompt)
+        return Arrived(counted.arrived, counted.arrived_tokens * (1 - lengths.cached))
 
     def _target(self) -> Target | None:
         """The tightest TPOT threshold, and answers and first tokens of all classes against their own."""

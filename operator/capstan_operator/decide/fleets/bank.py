@@ -13,17 +13,15 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from capstan_operator.decide.curve import NUM_BYTES, Array, Curve, curves, rows
-from capstan_operator.decide.fleets.arrivals import EVERY_S, Arrivals
 from capstan_operator.decide.fleets.chance import Chance
+from capstan_operator.decide.fleets.dispersion import Dispersion
 from capstan_operator.decide.fleets.latencies import Latencies
-from capstan_operator.decide.fleets.queues import Class, Engine, Fleets, Queues
-from capstan_operator.decide.lifelong import lifelong
+from capstan_operator.decide.fleets.queues import Arrived, Class, Engine, Fleets, Queues
 from capstan_operator.decide.values import Value
 
 NUM_SLOTS: Final = 20
 _DURABLE_SLOTS: Final = 4
 _NONE_READY: Final = 0.01
-_YOUNG_S: Final = 60.0
 # Of the look-back, after which a latency counts half.
 _FRESH_SHARE: Final = 0.5
 
@@ -62,6 +60,7 @@ class Bank(Value):
     """When it saw its first arrivals."""
     queues: Queues = Queues()
     slots: tuple[Slot, ...] = ()
+    dispersion: Dispersion = Dispersion()
     chances: tuple[Chance, ...] = ()
     latencies: Latencies = Latencies()
     last_missed: tuple[Curve, ...] = ()
@@ -81,40 +80,38 @@ class Bank(Value):
             classes=self.classes,
             since=self.since,
             slots=tuple(merged),
+            dispersion=self.dispersion,
             chances=self.chances,
         )
-
-    def is_due(self, classes: Sequence[Class], arrivals: Arrivals) -> bool:
-        """Whether it is time for the fleets to get what came to these classes."""
-        if self.since is None or not self.last_missed or self.classes != _names(classes):
-            return True
-        # What is known of little changes with every turn.
-        is_young = self.slots[-1].end - self.since < _YOUNG_S
-        return is_young or arrivals.seconds >= EVERY_S
 
     def advanced(
         self,
         sizes: Array,
         engine: Engine,
         classes: Sequence[Class],
-        arrivals: Arrivals,
+        arrived: Sequence[Arrived],
         *,
+        late: Sequence[float],
+        seconds: float,
         now: float,
         span_s: float,
+        running: float,
         num_ready: int,
     ) -> "Bank":
-        """The bank after the turns that waited.
+        """The bank after one more turn of `seconds`, in which `arrived` came to `classes`, and `late` of each ended.
 
-        There are `num_ready` real replicas. The look-back is `span_s` long.
+        `running` requests are on the `num_ready` real replicas. The look-back is `span_s` long.
         """
-        names, seconds, index = _names(classes), arrivals.seconds, arrivals.dispersion.index
-        before = self if self.classes == names else Bank(classes=names)
+        names = tuple([c.name for c in classes])
+        before = self if self.classes == names else Bank(classes=names, dispersion=self.dispersion)
         real = sizes.copy()
         real[0] = max(num_ready, _NONE_READY)
+        dispersion = before.dispersion.after(sum(a.tokens for a in arrived), seconds, engine.long_prompt)
         chances = before.chances or (Chance(),) * len(classes)
-        fleets = Fleets(before.queues, real, engine, classes, index, [each.share for each in chances])
-        share, came = fleets.run(arrivals.turns), arrivals.in_all
-        requests = tuple([each.requests for each in came])
+        fleets = Fleets(before.queues, real, engine, classes, dispersion.index, [each.share for each in chances])
+        share = fleets.run(arrived, seconds)
+        fleets.correct(running if num_ready else 0.0, seconds)
+        requests = tuple([a.requests for a in arrived])
         new = Slot.made(
             start=now - seconds,
             end=now,
@@ -131,9 +128,10 @@ class Bank(Value):
             since=before.since if before.since is not None else now - seconds if any(requests) else None,
             queues=fleets.queues,
             slots=slots,
+            dispersion=dispersion,
             chances=tuple(
-                each.after(of_class.late, least * of_class.requests, most * of_class.requests, seconds)
-                for each, (least, most), of_class in zip(chances, fleets.bounds, came, strict=True)
+                each.after(ended, least * came, most * came, seconds)
+                for each, ended, (least, most), came in zip(chances, late, fleets.bounds, requests, strict=True)
             ),
             latencies=before.latencies.after(
                 requests, fleets.above_ttft, fleets.above_tpot, 0.5 ** (seconds / (_FRESH_SHARE * span_s))
@@ -141,9 +139,8 @@ class Bank(Value):
             last_missed=curves(share),
         )
 
-    @lifelong
     def misses(self, num_fleets: int) -> Misses:
-        """What each fleet would have missed over the look-back. Kept, for a few turns ask the same bank."""
+        """What each fleet would have missed over the look-back."""
         num_classes = len(self.classes)
         arrived = [slot.arrived for slot in self.slots] or [(0.0,) * num_classes]
         requests = tuple(map(sum, zip(*arrived, strict=True)))
@@ -177,7 +174,3 @@ class Bank(Value):
     def told(self) -> tuple[float, ...]:
         """Per class, the share of the newest arrivals that the real fleet is expected to miss."""
         return tuple(float(np.frombuffer(row, dtype="<f4", count=1)[0]) for row in self.last_missed)
-
-
-def _names(classes: Sequence[Class]) -> tuple[str, ...]:
-    return tuple([each.name for each in classes])

@@ -37,7 +37,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capstan_operator.decide.curve import Array, Curve, curves, rows
-from capstan_operator.decide.fleets.arrivals import Turn
 from capstan_operator.decide.fleets.engine_model import EngineModel
 from capstan_operator.decide.fleets.latencies import TOLD, TPOT_S, TTFT_S
 from capstan_operator.decide.values import Value
@@ -94,6 +93,14 @@ class Class(NamedTuple):
     priority: int
     ttft_s: float
     tpot_s: float
+
+
+class Arrived(NamedTuple):
+    """What came of one class since the last turn."""
+
+    requests: float
+    tokens: float
+    """Prompt tokens that have to be computed."""
 
 
 class Queues(Value):
@@ -200,24 +207,17 @@ class Fleets:
             stay=self._stay,
         )
 
-    def run(self, turns: Sequence[Turn]) -> Array:
-        """[K, F] Share of all that came of each class that each fleet misses, one turn after the other."""
-        slices, weights, new = [], [], []
-        for seconds, arrived, running in turns:
-            num_slices = min(_MOST_SLICES, max(1, round(seconds / _SLICE_S)))
-            h = seconds / num_slices
-            rates = self._before @ np.array([a.tokens for a in arrived]) / seconds
-            slices += [self._slice(rates, h) for _ in range(num_slices)]
-            told = rates.tolist()
-            new += [[self._new(k, told) * h for k in range(len(arrived))]] * num_slices
-            weights += [[a.requests / num_slices for a in arrived]] * num_slices
-            self._correct(running, seconds)
+    def run(self, arrived: Sequence[Arrived], seconds: float) -> Array:
+        """[K, F] Share of the arrivals of each class that each fleet misses."""
+        num_slices = min(_MOST_SLICES, max(1, round(seconds / _SLICE_S)))
+        h = seconds / num_slices
+        rates = self._before @ np.array([a.tokens for a in arrived]) / seconds
+        slices = [self._slice(rates, h) for _ in range(num_slices)]
         missed = []
         for k, in_slices in enumerate(zip(*slices, strict=True)):
             first = _FirstTokens(*np.array(list(zip(*in_slices, strict=True))))
-            of_all = _shares([weight[k] for weight in weights])
-            missed.append(of_all @ self._missed(k, first, np.array([[tokens[k]] for tokens in new]), of_all))
-        return np.array(missed)
+            missed.append(np.add.reduce(self._missed(k, first, self._new(k, rates.tolist()) * h)))
+        return np.array(missed) / num_slices
 
     @property
     def above_tpot(self) -> Array:
@@ -299,10 +299,8 @@ class Fleets:
         above = self._above[k]
         return rates[k] if above is None else rates[k] - rates[above]
 
-    def _missed(self, k: int, first: _FirstTokens, new: Array, shares: Array) -> Array:
-        """[S, F] Share of class `k` that is late by either threshold; `new` [S, 1] prompt tokens of it came in each
-        slice, and `shares` [S] of its requests.
-        """
+    def _missed(self, k: int, first: _FirstTokens, new: float) -> Array:
+        """[S, F] Share of class `k` that is late by either threshold; `new` prompt tokens of it came in each slice."""
         engine, threshold = self._engine, self._classes[k]
         rate = first.top / self._sizes
         load = np.minimum(_ONE, first.served / first.top)
@@ -324,7 +322,7 @@ class Fleets:
         self.above_ttft.append(self._longer(k, first, load[-1], pace[-1], late[-1]))
         # Who has not waited may bring a prompt that takes too long by itself: no number of replicas helps it.
         alone = np.exp((spare_s * rate + engine.prompt) / (-engine.long_prompt / 2))
-        self.bounds.append(_bounds(shares, *(of_fleets[:, 0].tolist() for of_fleets in (slow, lost, unlucky, alone))))
+        self.bounds.append(_bounds(*(of_fleets[:, 0].tolist() for of_fleets in (slow, lost, unlucky, alone))))
         return _either(slow, late, alone)
 
     def _longer(self, k: int, first: _FirstTokens, load: Array, pace: Array, late: Array) -> Array:
@@ -344,7 +342,7 @@ class Fleets:
         beyond = late * np.exp((threshold_s - TTFT_S[num_below:, None]) / beyond_s)
         return np.concatenate([np.maximum(late, slower), beyond])
 
-    def _correct(self, running: float, seconds: float) -> None:
+    def correct(self, running: float, seconds: float) -> None:
         """Draw all fleets towards what really runs, in the proportion in which the one of the real size is off."""
         # What runs where prompts queue is what fits there, and no measure of how long answers are.
         if running > 0 and self._backlog[self._last][0] <= 0:
@@ -382,20 +380,15 @@ def _either(slow: Array, late: Array, alone: Array) -> Array:
     return missed
 
 
-def _shares(requests: Sequence[float]) -> Array:
-    """[S] Of all requests, those of each slice; the same of each where there are none."""
-    total = sum(requests)
-    return np.array([each / total for each in requests] if total > 0 else [1 / len(requests)] * len(requests))
-
-
-def _bounds(shares: Array, *of_slices: list[float]) -> tuple[float, float]:
+def _bounds(*of_slices: list[float]) -> tuple[float, float]:
     """Means of `_either` with what is lost, and with all the unlucky ones beside; of one fleet, slice by slice."""
     least = most = 0.0
-    for share, slow, lost, unlucky, alone in zip(shares.tolist(), *of_slices, strict=True):
+    for slow, lost, unlucky, alone in zip(*of_slices, strict=True):
         late = max(lost, unlucky)
-        least += share * max(slow, lost + (1 - lost) * alone)
-        most += share * max(slow, late + (1 - late) * alone)
-    return least, most
+        least += max(slow, lost + (1 - lost) * alone)
+        most += max(slow, late + (1 - late) * alone)
+    num_slices = len(of_slices[0])
+    return least / num_slices, most / num_slices
 
 
 def _unlucky(load: Array, slack: Array) -> Array:

@@ -34,13 +34,10 @@ def different(observation: Observation, memory: LimitsMemory) -> tuple[Teller, .
 @lifelong
 def _different(observation: Observation, asked: tuple[int, int], on_trial: str | None) -> tuple[Teller, ...]:
     """Kept, because actions and status both ask."""
-    sequences, tokens = asked
     return tuple(
         [
             (replica, state)
             for replica, state in limits_told(observation)
-            if (limits := state.limits).max_sequences != sequences
-            or limits.max_batched_tokens != tokens
-            or replica.id == on_trial
+            if figures(state.limits) != asked or (on_trial is not None and replica.id == on_trial)
         ]
     )

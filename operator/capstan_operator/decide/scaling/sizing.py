@@ -19,7 +19,6 @@ import numpy as np
 
 from capstan_operator.decide.curve import Array
 from capstan_operator.decide.fleets.bank import Bank, Misses
-from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.values import Value
 
 USUAL_STARTUP_S: Final = 120.0
@@ -144,8 +143,11 @@ def size(
     each class's error budget that is there to be spent: with enough of it a fleet is safe that leaves less room.
     """
     growth = max(1.0, growth)
-    misses = _judged(bank, len(sizes))
-    shares = misses.shares
+    misses = bank.misses(len(sizes))
+    # After a sudden load a small fleet can be told to have missed less than a larger one. What is enough must be enough
+    # for every larger one too, or a replica would go although the rest would miss.
+    shares = misses.shares.copy()
+    shares[:, 1:] = np.maximum.accumulate(shares[:, :0:-1], axis=1)[:, ::-1]
     unavoidable = shares[:, -1].tolist()
     ups = [max(share, lost + _BEYOND_SHARE * share) for share, lost in zip(allowed, unavoidable, strict=True)]
     needed, safe, binding = 1, 1, 0
@@ -167,24 +169,11 @@ def size(
         seconds=misses.seconds,
         names=bank.classes,
         sizes=sizes,
-        misses=misses,
+        misses=Misses(misses.requests, shares, misses.seconds),
         rise=rise,
         growth=growth,
         spare=spare[binding],
     )
-
-
-@lifelong
-def _judged(bank: Bank, num_fleets: int) -> Misses:
-    """The bank's misses, of which no larger fleet has more.
-
-    After a sudden load a small fleet can be told to have missed less than a larger one. What is enough must be enough
-    for every larger one too, or a replica would go although the rest would miss.
-    """
-    misses = bank.misses(num_fleets)
-    shares = misses.shares.copy()
-    shares[:, 1:] = np.maximum.accumulate(shares[:, :0:-1], axis=1)[:, ::-1]
-    return misses._replace(shares=shares)
 
 
 def _down(part: float, permitted: float, lost: float) -> float:

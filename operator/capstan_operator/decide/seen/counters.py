@@ -5,13 +5,12 @@ windows are sums of differences and a counter that ran backwards is seen in one 
 """
 
 from collections.abc import Iterable
-from functools import lru_cache, reduce
 from operator import attrgetter, le, lt, sub
 from typing import Final
 
 import numpy as np
 
-from capstan_operator.decide.curve import Array, everywhere
+from capstan_operator.decide.curve import Array
 from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.values import Value
 
@@ -39,13 +38,10 @@ class Histogram(Value):
 
     @property
     def is_believable(self) -> bool:
-        counts = self.counts
-        return self.has_bounds and believable(counts[0], counts[-1]) and all(map(le, counts, counts[1:]))
-
-    @property
-    def has_bounds(self) -> bool:
-        """Whether it has rising ones, and a count for each of them and one for all."""
-        return len(self.counts) == len(self.bounds) + 1 and _can_be_bounds(self.bounds)
+        bounds, counts = self.bounds, self.counts
+        if len(counts) != len(bounds) + 1 or not believable(*bounds[:1], *bounds[-1:], counts[0], counts[-1]):
+            return False
+        return all(map(le, counts, counts[1:])) and all(map(lt, bounds, bounds[1:]))
 
     def minus(self, earlier: "Histogram") -> "Histogram | None":
         """What came since `earlier`; None when the counter was reset or has other bounds."""
@@ -112,15 +108,10 @@ class ClassCounters(Value):
 
     @property
     def is_believable(self) -> bool:
-        ttft, tpot = self.ttft, self.tpot
-        return ttft.has_bounds and tpot.has_bounds and _can_be(_flat(self), len(ttft.bounds), len(tpot.bounds))
+        return believable(*self.numbers) and self.ttft.is_believable and self.tpot.is_believable
 
     def minus(self, earlier: "ClassCounters") -> "ClassCounters | None":
         """What came since `earlier`; None when any of the counters ran backwards."""
-        ttfts, tpots = earlier.ttft.bounds, earlier.tpot.bounds
-        if ttfts and tpots and _have_bounds((self,), ttfts, tpots):
-            counted = _flat(self) - _flat(earlier)
-            return _unflat(counted, ttfts, tpots) if _can_be(counted, len(ttfts), len(tpots)) else None
         ttft, tpot = self.ttft.minus(earlier.ttft), self.tpot.minus(earlier.tpot)
         difference = tuple(map(sub, self.numbers, earlier.numbers))
         if ttft is None or tpot is None or not believable(*difference):
@@ -129,8 +120,8 @@ class ClassCounters(Value):
 
     def plus(self, *others: "ClassCounters") -> "ClassCounters":
         ttfts, tpots = self.ttft.bounds, self.tpot.bounds
-        if _have_bounds(others, ttfts, tpots):
-            return _unflat(reduce(np.add, map(_flat, others), _flat(self)), ttfts, tpots)
+        if all(each.ttft.bounds == ttfts and each.tpot.bounds == tpots for each in others):
+            return _unflat(np.add.reduce([_flat(each) for each in (self, *others)]).tolist(), ttfts, tpots)
         numbers = map(sum, zip(self.numbers, *(other.numbers for other in others), strict=True))
         ttft = self.ttft.plus(*(other.ttft for other in others))
         return _counters(numbers, ttft, self.tpot.plus(*(other.tpot for other in others)))
@@ -138,7 +129,6 @@ class ClassCounters(Value):
 
 _COUNTS: Final = tuple(ClassCounters.model_fields)[:-2]
 _COUNTED: Final = attrgetter(*_COUNTS)
-_ZERO, _LARGEST = np.array(0.0), np.array(LARGEST_COUNT)
 
 
 @lifelong
@@ -147,30 +137,9 @@ def _flat(counters: ClassCounters) -> Array:
     return np.array((*counters.numbers, *counters.ttft.counts, *counters.tpot.counts), dtype=np.float64)
 
 
-@lru_cache(maxsize=64)
-def _can_be_bounds(bounds: tuple[float, ...]) -> bool:
-    """Kept, because gateways tell the same ones in every look."""
-    return believable(*bounds[:1], *bounds[-1:]) and all(map(lt, bounds, bounds[1:]))
-
-
-def _have_bounds(all_of: Iterable[ClassCounters], ttft: tuple[float, ...], tpot: tuple[float, ...]) -> bool:
-    """Whether these are the bounds of all of them."""
-    return all(each.ttft.bounds == ttft and each.tpot.bounds == tpot for each in all_of)
-
-
-def _can_be(flat: Array, num_ttft: int, num_tpot: int) -> bool:
-    """Whether any counters could be so: believable, and with counts that rise over so many bounds."""
-    if not everywhere((flat >= _ZERO) & (flat <= _LARGEST)):
-        return False
-    falls = flat[1:] < flat[:-1]
-    first = len(_COUNTS)
-    last = first + num_ttft + 1
-    return b"\1" not in falls[first : last - 1].tobytes() + falls[last:].tobytes()
-
-
-def _unflat(flat: Array, ttft: tuple[float, ...], tpot: tuple[float, ...]) -> ClassCounters:
+def _unflat(numbers: list[float], ttft: tuple[float, ...], tpot: tuple[float, ...]) -> ClassCounters:
     """Counters with these bounds."""
-    numbers, last = flat.tolist(), len(_COUNTS) + len(ttft) + 1
+    last = len(_COUNTS) + len(ttft) + 1
     return _counters(
         numbers[: len(_COUNTS)],
         Histogram.made(bounds=ttft, counts=tuple(numbers[len(_COUNTS) : last])),

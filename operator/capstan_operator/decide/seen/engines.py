@@ -27,7 +27,7 @@ class Engines:
         self.ids = tuple([replica.id for replica in replicas])
         self.steps = rows(b"".join(samples))
         """[M, 7] The steps of all, one engine's after the other's."""
-        self.num_steps = np.fromiter(map(len, samples), np.int64, len(samples)) // ROW_BYTES
+        self.num_steps = np.array(list(map(len, samples)), dtype=np.int64) // ROW_BYTES
         """[N] Steps of each."""
         self.last_steps = _last(self.steps, self.num_steps)
         """[N, 7] The newest step of each; zeros where none was told."""
