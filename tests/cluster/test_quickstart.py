@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.needs_cluster("pods", "services", "im
 
 
 # More than two small replicas can serve, for long enough that a third starts beside them on two processors.
-RATE, LOAD_S = 12, 110
+RATE, LOAD_S = 20, 110
 
 
 @pytest.fixture
