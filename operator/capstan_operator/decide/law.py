@@ -48,12 +48,12 @@ def decide(deployment: InferenceDeployment, observation: Observation, memory: Me
     shape = memory.shape.learn(
         reading.samples, reading.signals.kv_held * release.args.block_size, reading.signals.running, reading.seconds
     )
-    outlook = Outlook(spec, release.args, model, reading, shape)
-    limits = outlook.limits(memory.limits, observation, overdue, now)
-    bank, feedback = outlook.bank(memory, limits.memory, now)
-    season = outlook.season(memory.season, now)
-    sizing = outlook.sizing(bank, feedback, season, ledger, now)
-    situation = outlook.situation(observation, sizing, ledger, len(overdue), now)
+    outlook = Outlook(spec, release.args, model, reading, shape, ledger, now)
+    limits = outlook.limits(memory.limits, observation, overdue)
+    bank, feedback = outlook.bank(memory, limits.memory)
+    season = outlook.season(memory.season)
+    sizing = outlook.sizing(bank, feedback, season)
+    situation = outlook.situation(observation, sizing, len(overdue))
     advice = replicas.advise(_rested(memory, deployment, now), situation, sizing, spec.scaling, now)
     count = _in_shadow(deployment, memory, advice) if spec.scaling.mode is Mode.SHADOW else advice
     wanted = count.memory.wanted or 0

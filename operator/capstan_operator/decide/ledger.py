@@ -11,6 +11,7 @@ from pydantic import Field
 from capstan_api.spec import Slo, Variant
 from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus
+from capstan_operator.decide.lifelong import lifelong
 from capstan_operator.decide.seen.counters import ClassCounters
 from capstan_operator.decide.seen.observation import Phase, Replica
 from capstan_operator.decide.values import Value
@@ -171,9 +172,15 @@ class Ledger(Value):
 
     def _spent(self, slo: Slo) -> tuple[float, float, float]:
         """Requests of the class in its window, those that were late, and how many may be."""
-        slots = self.budgets.get(slo.name, ())
-        total, good = sum([s.total for s in slots]), sum([s.good for s in slots])
+        total, good = _counts(self, slo.name)
         return total, max(0.0, total - good), total * (1 - float(slo.objective_percent) / 100)
+
+
+@lifelong
+def _counts(ledger: Ledger, name: str) -> tuple[float, float]:
+    """Requests of the class in its window, and the good ones among them. Kept, because a turn asks several times."""
+    slots = ledger.budgets.get(name, ())
+    return sum([s.total for s in slots]), sum([s.good for s in slots])
 
 
 def quantile(values: Iterable[float], share: float) -> float | None:

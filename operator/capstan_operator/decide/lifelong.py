@@ -30,18 +30,14 @@ def lifelong(function: Callable[Concatenate[_Subject, _P], _R]) -> Callable[Conc
     @wraps(function)
     def answer(subject: _Subject, /, *values: _P.args, **named: _P.kwargs) -> _R:
         key = id(subject)
-        if not named:
-            try:
-                return answers[key][values]
-            except KeyError:
-                pass
-        known = answers.get(key)
-        if known is None:
-            known = answers[key] = {}
-            subjects[key] = ref(subject, lambda _: forget(key))
         asked = (*values, _NAMED, *named.items()) if named else values
-        if asked not in known:
-            known[asked] = function(subject, *values, **named)
-        return known[asked]
+        if key not in answers:
+            answers[key] = {}
+            subjects[key] = ref(subject, lambda _: forget(key))
+        known = answers[key]
+        if asked in known:
+            return known[asked]
+        found = known[asked] = function(subject, *values, **named)
+        return found
 
     return answer

@@ -53,9 +53,11 @@ class Outlook:
     model: EngineModel
     reading: Reading
     shape: Shape
+    ledger: Ledger
+    now: float
 
     def limits(
-        self, memory: LimitsMemory, observation: Observation, overdue: Iterable[Replica], now: float
+        self, memory: LimitsMemory, observation: Observation, overdue: Iterable[Replica]
     ) -> batch_limits.Advice:
         """The fast loop's turn; the `overdue` replicas are not waited for."""
         scaling, envelope = self.spec.scaling, self.args.envelope
@@ -76,9 +78,9 @@ class Outlook:
             answer_s=self.reading.lengths.output * (self.reading.signals.inter_token_s or 0.0),
             allowed=min(map(_allowed, self.spec.slos)),
         )
-        return batch_limits.adjust(memory, situation, fleet, envelope, policy, now)
+        return batch_limits.adjust(memory, situation, fleet, envelope, policy, self.now)
 
-    def bank(self, memory: Memory, limits: LimitsMemory, now: float) -> tuple[Bank, tuple[Feedback, ...]]:
+    def bank(self, memory: Memory, limits: LimitsMemory) -> tuple[Bank, tuple[Feedback, ...]]:
         """The virtual fleets after what came since the last look, and how well they told what was missed."""
         reading, lengths = self.reading, self.reading.lengths
         if reading.seconds <= 0 or not (self.model.is_usable and lengths.is_known) or limits.limits is None:
@@ -93,7 +95,7 @@ class Outlook:
             [self._arrived(counted) for counted in deltas],
             late=late,
             seconds=reading.seconds,
-            now=now,
+            now=self.now,
             span_s=max(_SHORTEST_LOOK_BACK_S, self.spec.scaling.behavior.scale_down.stabilization_window_seconds),
             running=seen.running,
             num_ready=seen.num_serving,
@@ -115,37 +117,28 @@ class Outlook:
         )
         return bank, feedback
 
-    def season(self, memory: Season, now: float) -> Season:
+    def season(self, memory: Season) -> Season:
         """Days and weeks after what came since the last look."""
         if self.reading.seconds <= 0:
             return memory
         arrived = sum(counted.arrived for counted in self.reading.delta.values())
-        return memory.learn(arrived, self.reading.seconds, now)
+        return memory.learn(arrived, self.reading.seconds, self.now)
 
-    def sizing(
-        self, bank: Bank, feedback: tuple[Feedback, ...], season: Season, ledger: Ledger, now: float
-    ) -> Sizing | None:
+    def sizing(self, bank: Bank, feedback: tuple[Feedback, ...], season: Season) -> Sizing | None:
         """What the look-back asks for; None until anything came that could be judged."""
         if bank.since is None or bank.classes != tuple(slo.name for slo in self.spec.slos):
             return None
         allowed = [_allowed(slo) for slo in self.spec.slos]
-        startup_s = ledger.startup_s(_STARTUP_SHARE) or sizing.USUAL_STARTUP_S
-        rise = season.rise(now, startup_s)
-        factor = rise * sizing.margin(feedback, allowed, max(0.0, now - bank.since), startup_s)
-        if (left := ledger.least_budget_left(self.spec.slos, now)) is not None and left < sizing.LOW_BUDGET:
+        startup_s = self._startup_s or sizing.USUAL_STARTUP_S
+        rise = season.rise(self.now, startup_s)
+        factor = rise * sizing.margin(feedback, allowed, max(0.0, self.now - bank.since), startup_s)
+        if self._budget_left is not None and self._budget_left < sizing.LOW_BUDGET:
             allowed = [share / 2 for share in allowed]
-        spare = [ledger.budget_spare(slo) for slo in self.spec.slos]
+        spare = [self.ledger.budget_spare(slo) for slo in self.spec.slos]
         growth = bank.growth(startup_s)
         return sizing.size(bank, self._sizes, allowed, factor, spare=spare, rise=rise, growth=growth)
 
-    def situation(
-        self,
-        observation: Observation,
-        sized: Sizing | None,
-        ledger: Ledger,
-        num_overdue: int,
-        now: float,
-    ) -> Situation:
+    def situation(self, observation: Observation, sized: Sizing | None, num_overdue: int) -> Situation:
         """What the slow loop looks at beside the sizing."""
         seen = self.reading.signals
         ready, starting = observation.with_phase(Phase.READY), observation.with_phase(Phase.STARTING)
@@ -155,14 +148,14 @@ class Outlook:
             num_ready=len(ready),
             num_starting=len(starting),
             num_overdue=num_overdue,
-            startup_s=ledger.startup_s(_STARTUP_SHARE),
-            budget_left=ledger.least_budget_left(self.spec.slos, now),
-            catching_up=self._catching_up(ledger) if sized is not None else 0,
+            startup_s=self._startup_s,
+            budget_left=self._budget_left,
+            catching_up=self._catching_up() if sized is not None else 0,
             patience_s=min(self._ttfts, default=0.0),
             allowance=observation.allowance,
         )
 
-    def _catching_up(self, ledger: Ledger) -> int:
+    def _catching_up(self) -> int:
         """Replicas that it takes to work off a real queue within a minute of their start; 0 while there is none.
 
         The virtual fleets have been ready all the time and have no queue from a start that takes long. Their margin is
@@ -176,12 +169,22 @@ class Outlook:
         serves = capacity.requests_per_s(
             self.model, lengths, min(tpots, default=None), self.args.envelope.max_sequences, self._kv_tokens
         )
-        startup_s = ledger.startup_s(_STARTUP_SHARE) or sizing.USUAL_STARTUP_S
+        startup_s = self._startup_s or sizing.USUAL_STARTUP_S
         demand = seen.arrivals_per_s / serves
         missing = max(0.0, demand - seen.num_serving) * startup_s
         asked = demand + (seen.queue / serves + missing) / _CATCH_UP_S
         # Those that serve stay for it, though nothing new comes: a drain has an end, and late requests may wait longer.
         return math.ceil(min(asked, max(_MOST_CATCHING_UP * demand, seen.num_serving)))
+
+    @cached_property
+    def _startup_s(self) -> float | None:
+        """How long a start takes with some certainty; None until one was measured."""
+        return self.ledger.startup_s(_STARTUP_SHARE)
+
+    @cached_property
+    def _budget_left(self) -> float | None:
+        """Of the error budget, what the class with least has left."""
+        return self.ledger.least_budget_left(self.spec.slos, self.now)
 
     @cached_property
     def _ttfts(self) -> list[float]:

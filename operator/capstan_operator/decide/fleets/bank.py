@@ -15,7 +15,7 @@ import numpy as np
 from capstan_operator.decide.curve import NUM_BYTES, Array, Curve, curves, rows
 from capstan_operator.decide.fleets.chance import Chance
 from capstan_operator.decide.fleets.dispersion import Dispersion
-from capstan_operator.decide.fleets.latencies import Latencies
+from capstan_operator.decide.fleets.latencies import SAMPLED_EVERY_S, Latencies
 from capstan_operator.decide.fleets.queues import Arrived, Class, Engine, Fleets, Queues
 from capstan_operator.decide.values import Value
 
@@ -110,8 +110,12 @@ class Bank(Value):
         chances = before.chances or (Chance(),) * len(classes)
         fleets = Fleets(before.queues, real, engine, classes, dispersion.index, [each.share for each in chances])
         share = fleets.run(arrived, seconds)
-        fleets.correct(running if num_ready else 0.0, seconds)
         requests = tuple([a.requests for a in arrived])
+        latencies = before.latencies
+        if latencies.are_due(num_classes=len(classes), seconds=seconds, now=now):
+            kept = 0.5 ** (max(seconds, SAMPLED_EVERY_S) / (_FRESH_SHARE * span_s))
+            latencies = latencies.after(requests, fleets.above_ttft, fleets.above_tpot, kept)
+        fleets.correct(running if num_ready else 0.0, seconds)
         new = Slot.made(
             start=now - seconds,
             end=now,
@@ -133,9 +137,7 @@ class Bank(Value):
                 each.after(ended, least * came, most * came, seconds)
                 for each, ended, (least, most), came in zip(chances, late, fleets.bounds, requests, strict=True)
             ),
-            latencies=before.latencies.after(
-                requests, fleets.above_ttft, fleets.above_tpot, 0.5 ** (seconds / (_FRESH_SHARE * span_s))
-            ),
+            latencies=latencies,
             last_missed=curves(share),
         )
 

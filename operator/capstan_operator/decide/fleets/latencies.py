@@ -26,6 +26,8 @@ _TPOT_S: Final[Sequence[float]] = TPOT_S.tolist()
 TOLD: Final = slice(1, None, 4)
 """The L of all fleets whose latencies are told: each a sixth larger than the one before. The real one has no size."""
 _LEAST_REQUESTS: Final = 1.0
+SAMPLED_EVERY_S: Final = 5.0
+"""Nothing is decided by latencies. Those of one turn in these seconds tell as much as those of all turns."""
 
 
 class Quantiles(Value):
@@ -45,6 +47,11 @@ class Latencies(Value):
     """Of each class [G, L] requests above the bounds `TTFT_S`."""
     tpot: Curve = b""
     """[G, L] requests of all classes above the bounds `TPOT_S`."""
+
+    def are_due(self, *, num_classes: int, seconds: float, now: float) -> bool:
+        """Whether those of a turn of `seconds` until `now` are to be counted."""
+        is_next = now // SAMPLED_EVERY_S != (now - seconds) // SAMPLED_EVERY_S
+        return is_next or len(self.requests) != num_classes
 
     def after(self, requests: Sequence[float], ttft: Iterable[Array], tpot: Array, kept: float) -> "Latencies":
         """The counts after `requests` of each class, of which shares `ttft` [K, G, L] and `tpot` [G, L] were above the

@@ -29,8 +29,9 @@ known before requests finish. Knows no objective, no look-back and no clock; tim
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from math import exp
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -152,6 +153,16 @@ class _FirstTokens(NamedTuple):
     """Time between the tokens that follow."""
 
 
+class _Newest(NamedTuple):
+    """Of one class, what its latencies in the newest slice are told from; [F] but for the first tokens of all slices."""
+
+    first: _FirstTokens
+    load: Array
+    pace: Array
+    late: Array
+    """Share that is late by the class's own threshold."""
+
+
 class Fleets:
     """All fleets in one slice after the other, as arrays over their sizes; the first one is the real one."""
 
@@ -190,9 +201,7 @@ class Fleets:
         self.bounds: list[tuple[float, float]] = []
         """For each class: share of the newest arrivals that the real fleet misses if nobody of it is late by chance,
         and if all are who may be."""
-        self.above_ttft: list[Array] = []
-        """[G, L] for each class: share of the newest arrivals whose TTFT is above each of the bounds, of the fleets of
-        which latencies are told."""
+        self._newest: list[_Newest] = []
 
     @property
     def queues(self) -> Queues:
@@ -215,9 +224,16 @@ class Fleets:
         slices = [self._slice(rates, h) for _ in range(num_slices)]
         missed = []
         for k, in_slices in enumerate(zip(*slices, strict=True)):
-            first = _FirstTokens(*np.array(list(zip(*in_slices, strict=True))))
+            first = _FirstTokens(*_stacked(in_slices))
             missed.append(np.add.reduce(self._missed(k, first, self._new(k, rates.tolist()) * h)))
         return np.array(missed) / num_slices
+
+    @property
+    def above_ttft(self) -> list[Array]:
+        """[G, L] for each class: share of the newest arrivals whose TTFT is above each of the bounds, of the fleets of
+        which latencies are told. Of what has `run`, before it is corrected.
+        """
+        return [self._longer(k, newest) for k, newest in enumerate(self._newest)]
 
     @property
     def above_tpot(self) -> Array:
@@ -319,17 +335,15 @@ class Fleets:
             lost[first.own_s >= threshold.ttft_s] = 1.0
             unlucky = _unlucky(load, pace * spare_s)
         late = np.maximum(lost, self._chances[k] * unlucky)
-        self.above_ttft.append(self._longer(k, first, load[-1], pace[-1], late[-1]))
+        self._newest.append(_Newest(first, load[-1], pace[-1], late[-1]))
         # Who has not waited may bring a prompt that takes too long by itself: no number of replicas helps it.
         alone = np.exp((spare_s * rate + engine.prompt) / (-engine.long_prompt / 2))
         self.bounds.append(_bounds(*(of_fleets[:, 0].tolist() for of_fleets in (slow, lost, unlucky, alone))))
         return _either(slow, late, alone)
 
-    def _longer(self, k: int, first: _FirstTokens, load: Array, pace: Array, late: Array) -> Array:
-        """[G, L] Share of class `k` with a longer TTFT than each bound; the late ones wait for what the others leave.
-
-        Of the newest slice, as `load`, `pace` and those that are `late` by the class's own threshold are, [F].
-        """
+    def _longer(self, k: int, newest: _Newest) -> Array:
+        """[G, L] Share of class `k` with a longer TTFT than each bound; the late ones wait for what the others leave."""
+        first, load, pace, late = newest
         above, threshold_s, own_s = self._above[k], self._classes[k].ttft_s, first.own_s[-1]
         ahead = self._in_time[k] if above is None else self._backlog[above] + self._in_time[k]
         alone_s, beyond_s = (own_s + ahead / first.speed[-1])[TOLD], (own_s + self._backlog[k] / first.top[-1])[TOLD]
@@ -346,9 +360,9 @@ class Fleets:
         """Draw all fleets towards what really runs, in the proportion in which the one of the real size is off."""
         # What runs where prompts queue is what fits there, and no measure of how long answers are.
         if running > 0 and self._backlog[self._last][0] <= 0:
-            off = min(max((running + 1) / (self._sequences[0] + 1), 0.5), 2.0)
-            self._sequences = self._sequences * (1 + (off - 1) * (1 - np.exp(-seconds / _CORRECTION_S)))
-            self._stay *= 1 + (off - 1) * float(1 - np.exp(-seconds / _STAY_S))
+            off = min(max((running + 1) / (float(self._sequences[0]) + 1), 0.5), 2.0)
+            self._sequences = self._sequences * (1 + (off - 1) * (1 - exp(-seconds / _CORRECTION_S)))
+            self._stay *= 1 + (off - 1) * (1 - exp(-seconds / _STAY_S))
             self._stay = min(max(self._stay, 0.5), _LONGEST_STAY)
         if self._engine.kv_tokens > 0:
             held = _KV_OVERFULL * self._engine.kv_tokens * self._sizes / self._engine.context
@@ -356,6 +370,13 @@ class Fleets:
             self._sequences = self._sequences - excess
             # Preempted: the newest of the least urgent class is computed again.
             self._backlog[self._last] = self._backlog[self._last] + excess * self._engine.prompt
+
+
+def _stacked(slices: Sequence[_FirstTokens]) -> Iterable[Array]:
+    """[S, F] Each field in all slices."""
+    if len(slices) == 1:
+        return [field[None] for field in slices[0]]
+    return np.array(list(zip(*slices, strict=True)))
 
 
 @lru_cache(maxsize=1024)

@@ -5,7 +5,8 @@ array cost little more than one.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import chain, compress, islice
+from itertools import chain, compress
+from struct import pack
 from typing import Final
 
 import numpy as np
@@ -37,10 +38,12 @@ class Engines:
         """Those of the replicas that told anything."""
         told = [replica for replica in replicas if replica.metrics is not None]
         # Values have their fields in the order in which these are declared.
-        metrics = [vars(replica.metrics) for replica in told]
-        counted = chain.from_iterable([islice(each.values(), len(COLUMNS)) for each in metrics])
-        numbers = np.fromiter(counted, np.float64).reshape(-1, len(COLUMNS))
-        return cls(told, numbers, [each["samples"] for each in metrics])
+        fields = list(chain.from_iterable([vars(replica.metrics).values() for replica in told]))
+        samples = fields[len(COLUMNS) :: len(COLUMNS) + 1]
+        del fields[len(COLUMNS) :: len(COLUMNS) + 1]
+        # Many numbers of Python's own become an array faster as bytes.
+        numbers = np.frombuffer(pack(f"{len(fields)}d", *fields)).reshape(-1, len(COLUMNS))
+        return cls(told, numbers, samples)
 
     def only(self, which: NDArray[np.bool_], with_steps: NDArray[np.bool_]) -> "Engines":
         """The engines of `which` [N], and no steps but `with_steps` [N]."""

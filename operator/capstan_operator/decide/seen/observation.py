@@ -141,9 +141,8 @@ class Observation(Value):
     faults: tuple[str, ...] = ()
     """What could not be read, or was not believed, one clause each."""
 
-    @lifelong
     def with_phase(self, *phases: Phase) -> tuple[Replica, ...]:
-        """In the order of `replicas`. Kept, because everybody asks."""
+        """In the order of `replicas`."""
         present = _by_phase(self)
         found = [present[phase] for phase in phases if phase in present]
         if len(found) > 1:
@@ -162,6 +161,7 @@ class Observation(Value):
 
 @lifelong
 def _by_phase(observation: Observation) -> Mapping[Phase, tuple[Replica, ...]]:
+    """Kept, because everybody asks."""
     return {
         phase: tuple([replica for replica in observation.replicas if replica.phase is phase])
         for phase in {replica.phase for replica in observation.replicas}

@@ -115,9 +115,7 @@ def _blind(
     since = window.since if window.since is not None else now
     alive = window.tracks.alive(now, max_age_s)
     blind = []
-    for replica in reporting:
-        if replica.id in alive:
-            continue
+    for replica in [r for r in reporting if r.id not in alive]:
         track = window.tracks.get(replica.id)
         # Having just become ready is a sign of life too.
         last_word = max(since, track.advanced_at if track else 0.0, replica.ready_at or replica.created_at)
