@@ -63,7 +63,7 @@ def again(record: dict[str, Any]) -> None:
         decision = replay(record)
     except (KeyError, ValidationError):
         raise InputError(_OF_ANOTHER_VERSION) from None
-    decided = json.loads(decision.model_dump_json(exclude=_NOT_COMPARED))
+    decided = json.loads(decision.to_json(_NOT_COMPARED))
     if decided != record["decision"]:
         differs = sorted(key for key in decided if decided[key] != record["decision"].get(key))
         raise ChecksFailed(f"decided again, it comes out differently in: {', '.join(differs)}")

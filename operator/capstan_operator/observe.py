@@ -82,7 +82,7 @@ class Observer:
             self._missed(facts, facts.url, error, faults)
             return gateway
         self._patience.answered(facts.url)
-        return gateway.model_copy(update={"metrics": metrics, "table": table})
+        return gateway.changed(metrics=metrics, table=table)
 
     async def _replica(self, facts: ReplicaFacts, memory: Memory, faults: list[str]) -> Replica:
         replica = Replica(
@@ -98,7 +98,7 @@ class Observer:
         if facts.phase is Phase.STARTING and facts.admin_url is not None:
             # One that does not listen yet has nothing to tell, and that is no fault.
             with suppress(AdminError):
-                return replica.model_copy(update={"startup": await self._admin.startup(facts.admin_url)})
+                return replica.changed(startup=await self._admin.startup(facts.admin_url))
         if facts.phase not in _SERVING or facts.url is None or facts.admin_url is None:
             return replica
         track = memory.window.tracks.get(facts.id)
@@ -121,7 +121,7 @@ class Observer:
             # They stay the same for as long as it runs. One that has none to tell serves as well without.
             with suppress(AdminError):
                 figures = await self._admin.figures(facts.admin_url)
-        return replica.model_copy(update={"metrics": metrics, "limits": limits, "figures": figures})
+        return replica.changed(metrics=metrics, limits=limits, figures=figures)
 
     def _must_be_asked(self, url: str) -> None:
         """Raises what it last failed with while it is too early to ask again."""

@@ -111,7 +111,7 @@ class Reconciler:
         now = self._clock()
         # Nothing may be awaited between these three: what one loop was promised, another must know to be gone.
         allowance = self._budgets.allowance(deployment, observation, memory, now)
-        observation = observation.model_copy(update={"allowance": allowance})
+        observation = observation.changed(allowance=allowance)
         decision = decide(deployment, observation, memory, now)
         self._budgets.decided(deployment, decision.demand)
         self._memory = decision.memory
@@ -205,15 +205,15 @@ def replay(recorded: dict[str, Any]) -> Decision:
         raise ValueError("this turn failed before it had an observation: there is nothing to decide again")
     return decide(
         InferenceDeployment.model_validate(recorded["deployment"]),
-        Observation.model_validate(recorded["observation"]),
-        Memory.model_validate(recorded["memory"]),
+        Observation.from_fields(recorded["observation"]),
+        Memory.from_fields(recorded["memory"]),
         recorded["now"],
     )
 
 
 def _plain(value: Value | None, exclude: set[str] | None = None) -> Any:
     """As JSON would give it back: by way of its text, where even a scraped NaN has a form."""
-    return None if value is None else json.loads(value.model_dump_json(exclude=exclude))
+    return None if value is None else json.loads(value.to_json(exclude))
 
 
 async def _first_of(stop: asyncio.Event, wake: asyncio.Event, timeout_s: float) -> None:

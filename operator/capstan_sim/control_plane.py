@@ -85,7 +85,7 @@ class ControlPlane:
         self._expire_leases(fleet)
         observation = self._observe(fleet, now, blind=blind)
         allowance = self._budgets.allowance(self._deployment, observation, self.memory, now)
-        observation = observation.model_copy(update={"allowance": allowance})
+        observation = observation.changed(allowance=allowance)
         decision = decide(self._deployment, observation, self.memory, now)
         self._budgets.decided(self._deployment, decision.demand)
         self.memory = decision.memory

@@ -168,7 +168,7 @@ def test_between_two_adjustments_nothing_moves() -> None:
 def test_what_is_not_known_changes_nothing() -> None:
     begun = LimitsMemory(limits=ENVELOPE.top)
     unknown: list[Advice] = [
-        adjust(memory, situation().model_copy(update=update), ALONE, ENVELOPE, POLICY, NOW)
+        adjust(memory, situation().changed(**update), ALONE, ENVELOPE, POLICY, NOW)
         for memory in (LimitsMemory(), begun)
         for update in ({"model": EngineModel()}, {"model": EngineModel(), "lengths": Lengths()})
     ] + [adjust(begun, situation(lengths=Lengths()), ALONE, ENVELOPE, POLICY, NOW)]
@@ -189,8 +189,8 @@ def test_steps_that_were_seen_in_the_first_turn_give_the_first_limits_at_once() 
 def test_a_step_time_that_was_declared_gives_the_first_limits_at_once() -> None:
     """Without it they come down rung by rung, once requests have told what a step takes."""
     declared = EngineModel.given((0.01, 2e-4, 1e-3, 0.0, 0.0))
-    nobody = situation(sequences=0, lengths=Lengths(), kv_tokens=0).model_copy(
-        update={"model": declared, "token_s": declared.prefill_token_seconds(1)}
+    nobody = situation(sequences=0, lengths=Lengths(), kv_tokens=0).changed(
+        model=declared, token_s=declared.prefill_token_seconds(1)
     )
     advice = adjust(LimitsMemory(), nobody, ALONE, ENVELOPE, POLICY, NOW)
     assert advice.memory.limits is not None
@@ -203,8 +203,8 @@ def test_a_step_time_that_was_declared_gives_the_first_limits_at_once() -> None:
 
 
 def test_a_step_time_that_allows_the_whole_envelope_changes_nothing() -> None:
-    fast = situation(lengths=Lengths(), kv_tokens=0).model_copy(update={"model": EngineModel.given((0, 1e-6, 0, 0, 0))})
-    advice = adjust(LimitsMemory(), fast.model_copy(update={"token_s": 1e-6}), ALONE, ENVELOPE, POLICY, NOW)
+    fast = situation(lengths=Lengths(), kv_tokens=0).changed(model=EngineModel.given((0, 1e-6, 0, 0, 0)))
+    advice = adjust(LimitsMemory(), fast.changed(token_s=1e-6), ALONE, ENVELOPE, POLICY, NOW)
     assert (advice.change, advice.memory.limits) == (None, ENVELOPE.top)
 
 

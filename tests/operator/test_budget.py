@@ -178,7 +178,7 @@ def follow(total: int, claims: Mapping[str, Claim]) -> dict[str, int]:
 
 def _obeyed(claim: Claim, share: int) -> Claim:
     wanted = min(share, max(claim.demand.asked, claim.demand.floor))
-    return Claim(claim.demand.model_copy(update={"wanted": wanted, "live": wanted, "leaving": 0}), claim.accelerators)
+    return Claim(claim.demand.changed(wanted=wanted, live=wanted, leaving=0), claim.accelerators)
 
 
 @given(st.integers(0, 24), CLAIMS)

@@ -133,7 +133,7 @@ def test_a_resource_that_cannot_be_understood_does_not_end_the_division() -> Non
 
 def decided(of: InferenceDeployment, left: int, count: int, memory: Memory | None = None) -> Decision:
     allowance = Allowance(budget="pool", replicas=left, most=6)
-    seen = with_replicas(of, count).model_copy(update={"allowance": allowance})
+    seen = with_replicas(of, count).changed(allowance=allowance)
     return decide(of, seen, memory or learnt(of, wanted=count), NOW)
 
 
@@ -167,7 +167,7 @@ def test_what_a_person_has_set_stays_and_is_claimed(mode: str) -> None:
 def test_a_demand_counts_those_that_leave() -> None:
     of = gpu("a")
     seen = observation(of, replica(of, 0), replica(of, 1, Phase.DRAINING))
-    seen = seen.model_copy(update={"allowance": Allowance(budget="pool", replicas=2, most=6)})
+    seen = seen.changed(allowance=Allowance(budget="pool", replicas=2, most=6))
     claimed = decide(of, seen, learnt(of), NOW).demand
     assert claimed is not None
     assert (claimed.live, claimed.leaving) == (1, 1)

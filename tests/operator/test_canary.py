@@ -47,7 +47,7 @@ class House:
         return self.canary.trial.replica if self.canary.trial is not None else None
 
     def become(self, index: int, **fields: Any) -> None:
-        self.replicas[index] = self.replicas[index].model_copy(update=fields)
+        self.replicas[index] = self.replicas[index].changed(**fields)
 
     def fleet(self) -> Fleet:
         told = [self._told(i) for i, each in enumerate(self.replicas) if each.id not in self.silent]
@@ -66,7 +66,7 @@ class House:
             tpot_good=total - late,
             samples=samples(1, start=int((self.now - NOW) / self.step_s[index])),
         )
-        return self.replicas[index].model_copy(update={"metrics": metrics})
+        return self.replicas[index].changed(metrics=metrics)
 
     def pass_(self, seconds: int, *, wanted: BatchLimits | None = None) -> "House":
         """So many turns of a second, in each of which `wanted` is asked for."""
@@ -263,7 +263,7 @@ def test_noise_alone_rarely_takes_anything_back(seed: int, late: float, count: i
     """Ten trials of harmless limits: by chance one may fail, not three."""
     house = House([late] * count, seed=seed)
     for _ in range(10):
-        house.canary = house.canary.model_copy(update={"refusals": (), "paused_until": 0.0})
+        house.canary = house.canary.changed(refusals=(), paused_until=0.0)
         house.until_tried().until_verdict()
     assert sum(v.outcome is Outcome.REVERTED for v in house.verdicts) <= 2
 

@@ -24,7 +24,7 @@ def condition(decision: Decision, kind: ConditionType) -> tuple[ConditionStatus,
 
 
 def decided(of: InferenceDeployment, *replicas: Replica, memory: Memory | None = None, **changed: Any) -> Decision:
-    seen = observation(of, *replicas).model_copy(update=changed)
+    seen = observation(of, *replicas).changed(**changed)
     return decide(of, seen, memory or learnt(of), NOW)
 
 
@@ -46,7 +46,7 @@ def starting(of: InferenceDeployment, phase: StartupPhase, since: float = NOW, m
         ([starting(HUB, StartupPhase.LOADING)], (TRUE, "Fetched")),
         ([replica(HUB)], (TRUE, "Fetched")),
         ([replica(HUB, 0, Phase.FAILED, message="source: hf://org/name: 404")], (FALSE, "FetchFailed")),
-        ([replica(HUB), starting(HUB, StartupPhase.FETCHING).model_copy(update={"id": "x"})], (FALSE, "Fetching")),
+        ([replica(HUB), starting(HUB, StartupPhase.FETCHING).changed(id="x")], (FALSE, "Fetching")),
     ],
 )
 def test_a_model_that_is_fetched(replicas: list[Replica], expected: tuple[ConditionStatus, str]) -> None:
@@ -105,7 +105,7 @@ def test_a_specification_that_is_not_in_force_stalls_the_rest_and_stops_nothing(
 def test_a_scrape_that_fails_once_is_no_news() -> None:
     of = deployment()
     before = decided(of, replica(of))
-    dark = observation(of, replica(of, metrics=None), at=NOW + 1).model_copy(update={"faults": ("web-0: timeout",)})
+    dark = observation(of, replica(of, metrics=None), at=NOW + 1).changed(faults=("web-0: timeout",))
 
     decision = decide(of, dark, before.memory, NOW + 1)
 
@@ -118,8 +118,8 @@ def test_limits_on_their_way_are_not_called_missing() -> None:
     memory = learnt(of)
 
     def after(seconds: float) -> tuple[ConditionStatus, str]:
-        limits = memory.limits.model_copy(update={"limits": lowered, "changed_at": NOW - seconds, "adjusted_at": NOW})
-        decision = decided(of, replica(of), memory=memory.model_copy(update={"limits": limits}))
+        limits = memory.limits.changed(limits=lowered, changed_at=NOW - seconds, adjusted_at=NOW)
+        decision = decided(of, replica(of), memory=memory.changed(limits=limits))
         return condition(decision, ConditionType.BATCH_LIMITS_APPLIED)[:2]
 
     assert after(1) == (TRUE, "InForce")

@@ -27,7 +27,7 @@ def test_a_reset_or_other_bounds_give_no_difference() -> None:
     )
     assert Histogram(bounds=(1.0, 2.0), counts=(0.0, 0.0, 1.0)).minus(before) is None
     assert Histogram(bounds=(1.0, 3.0), counts=(9.0, 9.0, 9.0)).minus(before) is None
-    only_the_histogram = counters(8).model_copy(update={"ttft": counters(2).ttft})
+    only_the_histogram = counters(8).changed(ttft=counters(2).ttft)
     assert only_the_histogram.minus(counters(4)) is None
 
 
@@ -35,10 +35,10 @@ def test_a_threshold_that_changes_costs_one_look_and_is_never_taken_for_traffic(
     """The gateway's counters go on, while the histogram with the new bound starts from zero."""
     before, after = counters(1000), counters(1003)
     other = Histogram(bounds=(*after.ttft.bounds, after.ttft.bounds[-1] + 1), counts=(*after.ttft.counts, 0.0))
-    empty = other.model_copy(update={"counts": (0.0,) * len(other.counts)})
-    changed = after.model_copy(update={"ttft": empty})
+    empty = other.changed(counts=(0.0,) * len(other.counts))
+    changed = after.changed(ttft=empty)
     assert changed.minus(before) is None
-    later = counters(1008).model_copy(update={"ttft": empty})
+    later = counters(1008).changed(ttft=empty)
     difference = later.minus(changed)
     assert difference is not None
     assert difference.arrived == counters(1008).arrived - after.arrived

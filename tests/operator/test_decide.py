@@ -39,9 +39,7 @@ def turns(
     for i, counters_now in enumerate(counted):
         now = NOW + i
         fresh = [
-            r.model_copy(update={"metrics": r.metrics.model_copy(update={"at": now, "heartbeat": now})})
-            if r.metrics is not None
-            else r
+            r.changed(metrics=r.metrics.changed(at=now, heartbeat=now)) if r.metrics is not None else r
             for r in replicas
         ]
         seen = observation(of, *fresh, at=now, counted=counters_now, **gateway)
@@ -63,7 +61,7 @@ def test_an_empty_world_gets_a_gateway_and_its_first_replicas() -> None:
 
 def test_without_the_model_nothing_is_started_and_status_says_why() -> None:
     of = deployment()
-    nowhere = observation(of).model_copy(update={"model_directory": None, "faults": ("bundled://tiny: not here",)})
+    nowhere = observation(of).changed(model_directory=None, faults=("bundled://tiny: not here",))
 
     decision = decide(of, nowhere, Memory(), NOW)
 
@@ -77,7 +75,7 @@ def test_a_replica_that_became_ready_is_routed_to() -> None:
     ready = replica(of)
     seen = observation(of, ready)
     (door,) = seen.gateways
-    unaware = seen.model_copy(update={"gateways": (door.model_copy(update={"table": ()}),)})
+    unaware = seen.changed(gateways=(door.changed(table=()),))
 
     (route,) = of_kind(decide(of, unaware, learnt(of), NOW), Route)
 
@@ -100,9 +98,7 @@ def test_a_lease_is_renewed_when_half_over_and_this_is_no_change() -> None:
     of = deployment()
     lowered = BatchLimits(max_sequences=32, max_batched_tokens=214)
     memory = learnt(of)
-    memory = memory.model_copy(
-        update={"limits": memory.limits.model_copy(update={"limits": lowered, "adjusted_at": NOW})}
-    )
+    memory = memory.changed(limits=memory.limits.changed(limits=lowered, adjusted_at=NOW))
 
     def decided(lease_s: float) -> Decision:
         engine = replica(of, limits=limits_state(of, lowered, lease_s=lease_s))
@@ -120,9 +116,7 @@ def test_an_engine_that_lost_its_limits_gets_them_again() -> None:
     of = deployment()
     lowered = BatchLimits(max_sequences=32, max_batched_tokens=214)
     memory = learnt(of)
-    memory = memory.model_copy(
-        update={"limits": memory.limits.model_copy(update={"limits": lowered, "adjusted_at": NOW})}
-    )
+    memory = memory.changed(limits=memory.limits.changed(limits=lowered, adjusted_at=NOW))
 
     (again,) = decide(of, observation(of, replica(of)), memory, NOW).actions
 
@@ -246,7 +240,7 @@ def test_what_is_only_declared_is_not_remembered_as_learnt() -> None:
 def test_a_new_revision_takes_over_without_a_gap() -> None:
     of = deployment(engine={"maxQueuedRequests": 7})
     old = replica(of, revision="00000000")
-    memory = learnt(of).model_copy(update={"revision": "00000000"})
+    memory = learnt(of).changed(revision="00000000")
 
     surge = decide(of, observation(of, old), memory, NOW)
     assert [type(a) for a in surge.actions] == [StartReplica]
@@ -297,7 +291,7 @@ def test_a_replica_that_served_and_fell_silent_is_missed_even_when_its_world_cal
 
     later = decide(of, observation(of, replica(of), silent, at=NOW + 1), seen.memory, NOW + 1)
     assert not later.signals.complete
-    again = silent.model_copy(update={"restarts": 1})
+    again = silent.changed(restarts=1)
     restarted = decide(of, observation(of, replica(of), again, at=NOW + 1), seen.memory, NOW + 1)
     assert restarted.signals.complete, "another process, which has not reported yet"
 
@@ -324,10 +318,10 @@ def test_a_heartbeat_that_stands_still_is_blind_and_one_that_moves_is_idle() -> 
 @pytest.mark.parametrize(
     "poison",
     [
-        counters().model_copy(update={"arrived": float("nan")}),
-        counters().model_copy(update={"prompt_tokens": -1.0}),
-        counters().model_copy(update={"output_tokens": 1e300}),
-        counters(3).model_copy(update={"ttft": counters().ttft.model_copy(update={"counts": (1.0, 2.0)})}),
+        counters().changed(arrived=float("nan")),
+        counters().changed(prompt_tokens=-1.0),
+        counters().changed(output_tokens=1e300),
+        counters(3).changed(ttft=counters().ttft.changed(counts=(1.0, 2.0))),
     ],
     ids=["NaN", "negative", "absurd", "broken histogram"],
 )

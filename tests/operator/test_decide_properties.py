@@ -34,7 +34,7 @@ def histograms(draw: Any) -> Histogram:
 def counted(draw: Any) -> ClassCounters:
     if draw(st.booleans()):
         return counters(draw(st.integers(0, 60)), ttft=draw(st.floats(0.01, 5)), tpot=draw(st.floats(0.001, 0.5)))
-    fields = {name: draw(numbers) for name in ClassCounters.model_fields if name not in ("ttft", "tpot")}
+    fields = {name: draw(numbers) for name in ClassCounters.field_names if name not in ("ttft", "tpot")}
     return ClassCounters(**fields, ttft=draw(histograms()), tpot=draw(histograms()))
 
 
@@ -141,12 +141,12 @@ def test_never_down_on_bad_data(kinds: list[str], wanted: int) -> None:
     fleet = [replica(OF, i) for i in range(wanted)]
     for i, kind in enumerate(kinds):
         now = NOW + 2 * i
-        engines = [r.model_copy(update={"metrics": engine_metrics(at=now, heartbeat=now)}) for r in fleet]
+        engines = [r.changed(metrics=engine_metrics(at=now, heartbeat=now)) for r in fleet]
         poison = counters(5)
         if kind == "engines":
-            engines = [r.model_copy(update={"metrics": None}) for r in fleet]
+            engines = [r.changed(metrics=None) for r in fleet]
         if kind == "nan":
-            poison = poison.model_copy(update={"arrived": float("nan")})
+            poison = poison.changed(arrived=float("nan"))
         seen = observation(OF, *engines, at=now, counted=poison, with_gateway=kind != "gateway")
         decision = decide(OF, seen, memory, now)
         assert decision.memory.replicas.wanted == wanted

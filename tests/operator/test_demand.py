@@ -36,7 +36,7 @@ def asked(*slots: Slot, classes: tuple[dict[str, Any], ...] = (CHAT,), known: bo
     bank = Bank(classes=tuple(slo.name for slo in slos), since=NOW - 1200, slots=slots)
     sizing: Sizing | None = size(bank, FLEETS, [1 - float(s.objective_percent) / 100 for s in slos], 1.0)
     seen = observation(of, *(replica(of, n) for n in range(3)), *changed.pop("leaving", ()))
-    seen = seen.model_copy(update={"allowance": Allowance(budget="pool", replicas=3, most=6)})
+    seen = seen.changed(allowance=Allowance(budget="pool", replicas=3, most=6))
     made = demand(
         of.spec.scaling,
         slos,

@@ -81,7 +81,7 @@ def test_it_is_of_no_use_before_it_saw_prefill_and_decode() -> None:
 def test_it_is_of_use_although_all_of_the_prefill_is_told_as_attention() -> None:
     model = EngineModel().learn(samples(400, costs=(0.002, 0.0, 1e-4, 2e-6, 6e-6)))
     assert model.coefficients[1] == pytest.approx(0, abs=1e-6)
-    for told in (model, model.model_copy(update={"coefficients": (0.002, 0.0, 1e-4, 2e-6, 6e-6)})):
+    for told in (model, model.changed(coefficients=(0.002, 0.0, 1e-4, 2e-6, 6e-6))):
         assert told.is_usable
         assert told.prefill_token_seconds(200) == pytest.approx(6e-4, rel=0.05)
 

@@ -17,7 +17,7 @@ OF = deployment(scaling={"maxReplicas": 4})
 
 def look(now: float, *doors: Gateway) -> Observation:
     ready = replica(OF, metrics=engine_metrics(at=now, heartbeat=now))
-    return observation(OF, ready, at=now, with_gateway=False).model_copy(update={"gateways": doors})
+    return observation(OF, ready, at=now, with_gateway=False).changed(gateways=doors)
 
 
 def door(name: str, now: float, requests: float, **fields: Any) -> Gateway:
@@ -70,7 +70,7 @@ def test_one_that_starts_again_costs_the_others_nothing() -> None:
 
 
 def test_one_that_was_not_read_is_made_up_for_at_the_next_look() -> None:
-    silent = door("b", NOW + 1, 0).model_copy(update={"metrics": None})
+    silent = door("b", NOW + 1, 0).changed(metrics=None)
     made = through(
         look(NOW, door("a", NOW, 100), door("b", NOW, 100)),
         look(NOW + 1, door("a", NOW + 1, 102), silent),
@@ -84,8 +84,8 @@ def test_a_ready_one_that_stays_silent_is_missed_and_one_that_starts_is_not() ->
     memory = learnt(OF)
     for i in range(15):
         now = NOW + i
-        silent = door("b", now, 0).model_copy(update={"metrics": None})
-        starting = door("c", now, 0).model_copy(update={"metrics": None, "phase": Phase.STARTING})
+        silent = door("b", now, 0).changed(metrics=None)
+        starting = door("c", now, 0).changed(metrics=None, phase=Phase.STARTING)
         decision = decide(OF, look(now, door("a", now, 100), silent, starting), memory, now)
         memory = decision.memory
     assert decision.signals.blind == ("b",)
@@ -96,8 +96,8 @@ def test_a_ready_one_that_stays_silent_is_missed_and_one_that_starts_is_not() ->
 
 
 def test_only_those_are_told_of_replicas_that_know_others() -> None:
-    knows, unaware = door("a", NOW, 1), door("b", NOW, 1).model_copy(update={"table": ()})
-    starting = door("c", NOW, 1).model_copy(update={"table": (), "phase": Phase.STARTING})
+    knows, unaware = door("a", NOW, 1), door("b", NOW, 1).changed(table=())
+    starting = door("c", NOW, 1).changed(table=(), phase=Phase.STARTING)
 
     (route,) = decide(OF, look(NOW, knows, unaware, starting), learnt(OF), NOW).actions
 
@@ -107,16 +107,16 @@ def test_only_those_are_told_of_replicas_that_know_others() -> None:
 
 
 def test_one_of_another_configuration_is_enough_to_tell_them_all() -> None:
-    leaving = door("b", NOW, 1).model_copy(update={"revision": "before", "phase": Phase.DRAINING})
+    leaving = door("b", NOW, 1).changed(revision="before", phase=Phase.DRAINING)
     assert decide(OF, look(NOW, door("a", NOW, 1), leaving), learnt(OF), NOW).actions == ()
 
-    behind = door("b", NOW, 1).model_copy(update={"revision": "before"})
+    behind = door("b", NOW, 1).changed(revision="before")
     (ensure,) = decide(OF, look(NOW, door("a", NOW, 1), behind), learnt(OF), NOW).actions
     assert isinstance(ensure, EnsureGateway)
 
 
 def test_one_that_answers_makes_the_deployment_available() -> None:
-    broken = door("b", NOW, 1).model_copy(update={"phase": Phase.FAILED, "message": "exited with 1", "metrics": None})
+    broken = door("b", NOW, 1).changed(phase=Phase.FAILED, message="exited with 1", metrics=None)
     status = decide(OF, look(NOW, door("a", NOW, 1), broken), learnt(OF), NOW).status
     assert next(c for c in status.conditions if c.type is ConditionType.AVAILABLE).status is ConditionStatus.TRUE
 
@@ -139,7 +139,7 @@ def test_no_request_is_counted_twice_or_before_its_gateway_was_known(turns: list
             totals[name] += arrived or 0
             seen = door(name, now, totals[name])
             if arrived is None:
-                seen = seen.model_copy(update={"metrics": None})
+                seen = seen.changed(metrics=None)
             else:
                 expected += totals[name] - known.get(name, totals[name])
                 known[name] = totals[name]
@@ -155,7 +155,7 @@ def test_no_request_is_counted_twice_or_before_its_gateway_was_known(turns: list
 def test_a_class_that_had_no_series_yet_counts_from_zero_everywhere() -> None:
     silent = {"classes": {"interactive": ClassCounters()}}
     before = [door(name, NOW, 0) for name in "ab"]
-    empty = [d.model_copy(update={"metrics": d.metrics.model_copy(update=silent)}) for d in before if d.metrics]
+    empty = [d.changed(metrics=d.metrics.changed(**silent)) for d in before if d.metrics]
     made = through(look(NOW, *empty), look(NOW + 1, *(door(name, NOW + 1, 10) for name in "ab")))
     assert requests_of(made[1]) == 20
     assert made[1].signals.rejected == ()

@@ -49,20 +49,18 @@ def chat(*, arrivals_per_s: float = 15.0, **fields: object) -> Situation:
         ttft_s=0.5,
         num_ready=10,
         seconds=2,
-    ).model_copy(update=fields)
+    ).changed(**fields)
 
 
 def documents() -> Situation:
     """Long prompts with short answers on twelve replicas of a small model: TTFT 5 s, TPOT 50 ms."""
-    return chat(arrivals_per_s=11.7).model_copy(
-        update={
-            "model": EngineModel(coefficients=SMALL),
-            "lengths": Lengths(prompt=10_500, output=173, weight=1000),
-            "token_s": 4.3e-5,
-            "long_prompt": 19_400.0,
-            "ttft_s": 5.0,
-            "num_ready": 12,
-        }
+    return chat(arrivals_per_s=11.7).changed(
+        model=EngineModel(coefficients=SMALL),
+        lengths=Lengths(prompt=10_500, output=173, weight=1000),
+        token_s=4.3e-5,
+        long_prompt=19_400.0,
+        ttft_s=5.0,
+        num_ready=12,
     )
 
 
@@ -109,7 +107,7 @@ def test_long_steps_that_were_given_up_are_tried_again_in_a_few_minutes_and_not_
 def test_first_tokens_that_are_late_under_short_steps_lengthen_them() -> None:
     calm = chat(arrivals_per_s=1.0, ttft_s=2.0)
     assert not chosen(calm).are_long
-    late = calm.model_copy(update={"target": Target(threshold_s=0.05, ended=200, begun=200, late_first=400)})
+    late = calm.changed(target=Target(threshold_s=0.05, ended=200, begun=200, late_first=400))
     assert chosen(late, counts=True).are_long
 
 
@@ -144,7 +142,7 @@ def test_late_answers_lower_nothing_while_first_tokens_are_late_more_often() -> 
     memory = LimitsMemory(ended=100, late=150, begun=100, late_first=30, late_now=True)
     assert is_late(memory)
     assert guarded(memory) < 1.0
-    first = memory.model_copy(update={"late_first": 60.0})
+    first = memory.changed(late_first=60.0)
     assert not is_late(first)
     assert guarded(first) == 1.0
 

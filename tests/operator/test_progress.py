@@ -40,12 +40,9 @@ def health(decision: Decision) -> tuple[ConditionStatus, str]:
 
 def seen_at(now: float, *replicas: Replica, **changed: Any) -> Observation:
     fresh = [
-        r.model_copy(update={"metrics": r.metrics.model_copy(update={"at": now, "heartbeat": now})})
-        if r.metrics is not None
-        else r
-        for r in replicas
+        r.changed(metrics=r.metrics.changed(at=now, heartbeat=now)) if r.metrics is not None else r for r in replicas
     ]
-    return observation(OLD, *fresh, at=now).model_copy(update=changed)
+    return observation(OLD, *fresh, at=now).changed(**changed)
 
 
 def through(
@@ -227,18 +224,18 @@ def test_a_rollout_that_cannot_work_always_ends_with_the_old_revision_serving(
         for start in of_kind(decision, StartReplica):
             assert start.id not in world
             made = replica(old, next(ids), Phase.STARTING, created_at=now)
-            world[start.id] = made.model_copy(update={"id": start.id, "revision": start.revision})
+            world[start.id] = made.changed(id=start.id, revision=start.revision)
         for end in of_kind(decision, DrainReplica, StopReplica):
-            world[end.id] = world[end.id].model_copy(update={"phase": Phase.DRAINING})
+            world[end.id] = world[end.id].changed(phase=Phase.DRAINING)
             drained_at[end.id] = turn + data.draw(st.integers(0, 4))
         quiet = 0 if of_kind(decision, StartReplica, StopReplica, DrainReplica) else quiet + 1
         for key, each in list(world.items()):
             if each.phase is Phase.DRAINING and turn >= drained_at[key]:
                 del world[key]
             elif each.phase is Phase.STARTING and each.revision == render.revision(old):
-                world[key] = replica(old, 0).model_copy(update={"id": key, "created_at": each.created_at})
+                world[key] = replica(old, 0).changed(id=key, created_at=each.created_at)
             elif each.phase is Phase.STARTING:
-                world[key] = each.model_copy(update={"phase": broken})
+                world[key] = each.changed(phase=broken)
         if memory.rollout.failure and quiet > 3 and all(r.phase is Phase.READY for r in world.values()):
             break
     assert [r.revision for r in world.values()] == [render.revision(old)] * wanted

@@ -263,7 +263,7 @@ async def test_a_clock_that_is_set_back_holds_no_news_up(tmp_path: Path) -> None
 
 def test_even_a_poisoned_observation_is_recorded_as_plain_json() -> None:
     of = deployment()
-    seen = observation(of, counted=counters().model_copy(update={"arrived": float("nan")}))
+    seen = observation(of, counted=counters().changed(arrived=float("nan")))
     decision = decide(of, seen, Memory(), NOW)
     line = json.dumps(record(Turn(NOW, of, Memory(), seen, decision, decision.status)), allow_nan=False)
     assert replay(json.loads(line)).to_json() == decision.to_json()

@@ -226,9 +226,7 @@ def test_incomplete_measurements_never_take_away() -> None:
 def test_after_a_gap_the_look_back_begins_anew() -> None:
     memory = after(steady(1, 0.5, ready=3), wanted=3, memory=ReplicasMemory(wanted=3)).memory
     hole_s = SCALING.stale_metrics.max_age_seconds + 1
-    back = advise(
-        memory.model_copy(update={"whole_since": NOW - 1000}), situation(3), sized(0.5), SCALING, NOW + hole_s
-    )
+    back = advise(memory.changed(whole_since=NOW - 1000), situation(3), sized(0.5), SCALING, NOW + hole_s)
     assert back.memory.wanted == 3
     assert back.memory.whole_since == NOW + hole_s
 
@@ -242,7 +240,7 @@ def test_a_hole_of_less_than_a_tenth_of_the_look_back_keeps_what_was_seen() -> N
 
 
 def test_the_blind_hold_and_then_return_to_the_recent_peak() -> None:
-    memory = after(steady(UP_S + 2, 4.0)).memory.model_copy(update={"wanted": 2})
+    memory = after(steady(UP_S + 2, 4.0)).memory.changed(wanted=2)
     blind = situation(2, signals={"gateway_seen": False, "complete": False})
     patience_s = 3 * SCALING.stale_metrics.max_age_seconds
     held = advise(memory, blind, None, SCALING, NOW + UP_S + 1 + patience_s)

@@ -50,7 +50,7 @@ def test_the_tables() -> None:
     assert planned([*ready_old, new], 2, cache_value=warm) == ("drain o1",), "of equals the one that has least cached"
     assert planned([*ready_old, new], 2, cache_value=warm, o1=1.0) == ("drain o2",), "but work counts first"
     waiting = make("web-new-1", "new", Phase.PENDING, 9)
-    assert planned([new, waiting, starting.model_copy(update={"id": "web-new-2"})], 2) == ("stop web-new-1",)
+    assert planned([new, waiting, starting.changed(id="web-new-2")], 2) == ("stop web-new-1",)
     assert planned(ready_old, 2, surge=0, unavailable=1) == ("drain o2",)
     assert planned([make("o1", "old", Phase.FAILED), *ready_old[1:]], 2) == ("start web-new-0", "stop o1")
     assert planned([new, make("web-new-1", "new", Phase.STARTING)], 1) == ("stop web-new-1",)
@@ -90,7 +90,7 @@ def test_every_world_ends_as_wanted_and_never_serves_less_than_it_may(
             assert name not in world
             world[name] = make(name, "new", Phase.STARTING, -next(names))
         for name in (*made.drain, *made.stop):
-            world[name] = world[name].model_copy(update={"phase": Phase.DRAINING})
+            world[name] = world[name].changed(phase=Phase.DRAINING)
         # Then the world does something of its own, sometimes late.
         moving = [r for r in world.values() if r.phase is not Phase.READY]
         if not moving and not made.start and not made.drain and not made.stop:
@@ -100,6 +100,6 @@ def test_every_world_ends_as_wanted_and_never_serves_less_than_it_may(
             if chosen.phase is Phase.DRAINING:
                 del world[chosen.id]
             else:
-                world[chosen.id] = chosen.model_copy(update={"phase": Phase.READY})
+                world[chosen.id] = chosen.changed(phase=Phase.READY)
     assert [r.revision for r in world.values()] == ["new"] * wanted
     assert all(r.phase is Phase.READY for r in world.values())

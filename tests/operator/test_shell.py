@@ -197,7 +197,7 @@ async def test_limits_move_too_often_to_be_announced(world: NotedWorld, monkeypa
         moved = [
             decision.said.model_copy(update={"action": a}) for a in (DecisionAction.SET_LIMITS, DecisionAction.ROLL)
         ]
-        return decision.model_copy(update={"changes": tuple(moved)})
+        return decision.changed(changes=tuple(moved))
 
     monkeypatch.setattr("capstan_operator.reconcile.decide", both)
     await reconciler(world).turn()

@@ -124,7 +124,7 @@ def sharing(left: int, **scaling: object) -> Turn:
     document["spec"]["scaling"] = {"minReplicas": 3, "maxReplicas": 8, **scaling}
     deployment: InferenceDeployment = parse(document)
     allowance = Allowance(budget="pool", replicas=left, most=4)
-    seen = observation(deployment).model_copy(update={"allowance": allowance})
+    seen = observation(deployment).changed(allowance=allowance)
     decision = decide(deployment, seen, Memory(), NOW)
     return dataclasses.replace(turn(), deployment=deployment, observation=seen, decision=decision)
 

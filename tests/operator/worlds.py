@@ -178,6 +178,6 @@ def learnt(of: InferenceDeployment, wanted: int = 1, **fields: Any) -> Memory:
         model=taught(),
         lengths=Lengths(prompt=200, output=50, weight=100),
     )
-    replicas = memory.replicas.model_copy(update={"wanted": wanted, "active_at": NOW - 1})
-    limits = memory.limits.model_copy(update={"limits": render.envelope(of).top, "adjusted_at": NOW})
-    return memory.model_copy(update={"replicas": replicas, "limits": limits, **fields})
+    replicas = memory.replicas.changed(wanted=wanted, active_at=NOW - 1)
+    limits = memory.limits.changed(limits=render.envelope(of).top, adjusted_at=NOW)
+    return memory.changed(replicas=replicas, limits=limits, **fields)

@@ -53,7 +53,7 @@ class Memory(Value):
 
     def durable(self) -> str:
         """JSON for `status.memory`, a few kilobytes whatever the number of replicas."""
-        return self.model_copy(update={"bank": self.bank.durable()}).model_dump_json(exclude=_NOT_KEPT)
+        return self.changed(bank=self.bank.durable()).to_json(exclude=_NOT_KEPT)
 
     @classmethod
     def restored(cls, text: str) -> "Memory":
@@ -61,6 +61,6 @@ class Memory(Value):
         if not text:
             return cls()
         try:
-            return cls.model_validate_json(text)
+            return cls.from_json(text)
         except ValidationError:
             return cls()

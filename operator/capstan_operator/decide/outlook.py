@@ -56,9 +56,7 @@ class Outlook:
     ledger: Ledger
     now: float
 
-    def limits(
-        self, memory: LimitsMemory, observation: Observation, overdue: Iterable[Replica]
-    ) -> batch_limits.Advice:
+    def limits(self, memory: LimitsMemory, observation: Observation, overdue: Iterable[Replica]) -> batch_limits.Advice:
         """The fast loop's turn; the `overdue` replicas are not waited for."""
         scaling, envelope = self.spec.scaling, self.args.envelope
         policy = scaling.batch_limits

@@ -29,7 +29,7 @@ known before requests finish. Knows no objective, no look-back and no clock; tim
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import exp
 from typing import Final, NamedTuple
@@ -154,7 +154,7 @@ class _FirstTokens(NamedTuple):
 
 
 class _Newest(NamedTuple):
-    """Of one class, what its latencies in the newest slice are told from; [F] but for the first tokens of all slices."""
+    """Of one class, what its latencies in the newest slice are told from: [F], and first tokens in all slices."""
 
     first: _FirstTokens
     load: Array
@@ -224,7 +224,7 @@ class Fleets:
         slices = [self._slice(rates, h) for _ in range(num_slices)]
         missed = []
         for k, in_slices in enumerate(zip(*slices, strict=True)):
-            first = _FirstTokens(*_stacked(in_slices))
+            first = _stacked(in_slices)
             missed.append(np.add.reduce(self._missed(k, first, self._new(k, rates.tolist()) * h)))
         return np.array(missed) / num_slices
 
@@ -342,7 +342,7 @@ class Fleets:
         return _either(slow, late, alone)
 
     def _longer(self, k: int, newest: _Newest) -> Array:
-        """[G, L] Share of class `k` with a longer TTFT than each bound; the late ones wait for what the others leave."""
+        """[G, L] Share of class `k` whose TTFT is above each bound; the late ones wait for what the others leave."""
         first, load, pace, late = newest
         above, threshold_s, own_s = self._above[k], self._classes[k].ttft_s, first.own_s[-1]
         ahead = self._in_time[k] if above is None else self._backlog[above] + self._in_time[k]
@@ -372,11 +372,11 @@ class Fleets:
             self._backlog[self._last] = self._backlog[self._last] + excess * self._engine.prompt
 
 
-def _stacked(slices: Sequence[_FirstTokens]) -> Iterable[Array]:
+def _stacked(slices: Sequence[_FirstTokens]) -> _FirstTokens:
     """[S, F] Each field in all slices."""
     if len(slices) == 1:
-        return [field[None] for field in slices[0]]
-    return np.array(list(zip(*slices, strict=True)))
+        return _FirstTokens._make([field[None] for field in slices[0]])
+    return _FirstTokens._make(np.array(list(zip(*slices, strict=True))))
 
 
 @lru_cache(maxsize=1024)

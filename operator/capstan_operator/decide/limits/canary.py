@@ -48,7 +48,7 @@ class CanaryMemory(Value):
         """The memory after one more look at the fleet."""
         if self.marks and now - self.marks[-1].at < _MARK_S:
             return self
-        return self.model_copy(update={"marks": (*self.marks[-1:], Look(at=now, tracks=fleet.tracks))})
+        return self.changed(marks=(*self.marks[-1:], Look(at=now, tracks=fleet.tracks)))
 
     def refuses(self, limits: BatchLimits, instead_of: BatchLimits, now: float) -> bool:
         """Whether it is too early for such a step."""
@@ -75,7 +75,7 @@ class CanaryMemory(Value):
             before=before,
             peers_before=peers_before,
         )
-        return self.model_copy(update={"trial": trial, "begun": None})
+        return self.changed(trial=trial, begun=None)
 
     def followed(self, fleet: Fleet, now: float) -> "tuple[CanaryMemory, Verdict | None]":
         """The memory after one more turn, and the verdict of a trial that ends with it."""
@@ -89,14 +89,14 @@ class CanaryMemory(Value):
             obstacle = "nobody else serves"
         if obstacle is not None or mine is None:
             return self.ended(obstacle or "it is gone", now)
-        memory = self.model_copy(update={"trial": trial.model_copy(update={"seen_at": now})})
+        memory = self.changed(trial=trial.changed(seen_at=now))
         settling_s = min(max(fleet.answer_s, _SHORTEST_SETTLING_S), _LONGEST_SETTLING_S)
         if now - trial.since < settling_s:
             return memory, None
         if mine.limits is not None and mine.limits.limits == mine.limits.envelope.clamp(trial.instead_of):
             return memory.ended("it did not take them", now)
         if memory.begun is None:
-            return memory.model_copy(update={"begun": Look(at=now, tracks=fleet.tracks)}), None
+            return memory.changed(begun=Look(at=now, tracks=fleet.tracks)), None
         return memory._judged(memory.begun, mine, serving, fleet, now)
 
     def _judged(
@@ -124,7 +124,7 @@ class CanaryMemory(Value):
         """The trial is over without a verdict."""
         assert self.trial is not None, "only a trial can end"
         verdict = Verdict(outcome=Outcome.ENDED, trial=self.trial, because=because)
-        return self.without_trial().model_copy(update={"paused_until": now + _PAUSE_S}), verdict
+        return self.without_trial().changed(paused_until=now + _PAUSE_S), verdict
 
     def without_trial(self) -> "CanaryMemory":
         """The memory with what is known of steps, and none underway.
@@ -146,8 +146,8 @@ class CanaryMemory(Value):
         seconds = max((r.seconds for r in beyond), default=0.0)
         if was_measured:
             seconds = min(max(2 * again, seconds, _FIRST_REFUSAL_S), _LONGEST_REFUSAL_S)
-            new = new.model_copy(update={"until": now + seconds})
-        new = new.model_copy(update={"seconds": max(seconds, again)})
+            new = new.changed(until=now + seconds)
+        new = new.changed(seconds=max(seconds, again))
         refusals = (new, *(r for r in lately if r not in beyond))[:_MOST_REFUSALS]
         if self.trial is None:
             return self.changed(refusals=refusals)

@@ -127,7 +127,7 @@ class ClassCounters(Value):
         return _counters(numbers, ttft, self.tpot.plus(*(other.tpot for other in others)))
 
 
-_COUNTS: Final = tuple(ClassCounters.model_fields)[:-2]
+_COUNTS: Final = ClassCounters.field_names[:-2]
 _COUNTED: Final = attrgetter(*_COUNTS)
 
 

@@ -6,6 +6,7 @@ array cost little more than one.
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, compress
+from operator import itemgetter
 from struct import pack
 from typing import Final
 
@@ -17,6 +18,7 @@ from capstan_operator.decide.seen.observation import MEASURED, Replica
 from capstan_operator.decide.seen.steps import ROW_BYTES, rows
 
 COLUMNS: Final = {name: column for column, name in enumerate(MEASURED)}
+_COUNTED: Final = itemgetter(*MEASURED)
 
 
 class Engines:
@@ -37,13 +39,11 @@ class Engines:
     def of(cls, replicas: Iterable[Replica]) -> "Engines":
         """Those of the replicas that told anything."""
         told = [replica for replica in replicas if replica.metrics is not None]
-        # Values have their fields in the order in which these are declared.
-        fields = list(chain.from_iterable([vars(replica.metrics).values() for replica in told]))
-        samples = fields[len(COLUMNS) :: len(COLUMNS) + 1]
-        del fields[len(COLUMNS) :: len(COLUMNS) + 1]
+        metrics = [vars(replica.metrics) for replica in told]
+        counted = list(chain.from_iterable(map(_COUNTED, metrics)))
         # Many numbers of Python's own become an array faster as bytes.
-        numbers = np.frombuffer(pack(f"{len(fields)}d", *fields)).reshape(-1, len(COLUMNS))
-        return cls(told, numbers, samples)
+        numbers = np.frombuffer(pack(f"{len(counted)}d", *counted)).reshape(-1, len(COLUMNS))
+        return cls(told, numbers, [each["samples"] for each in metrics])
 
     def only(self, which: NDArray[np.bool_], with_steps: NDArray[np.bool_]) -> "Engines":
         """The engines of `which` [N], and no steps but `with_steps` [N]."""

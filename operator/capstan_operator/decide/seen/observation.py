@@ -67,7 +67,7 @@ class EngineMetrics(Value):
     samples: Steps = b""
 
 
-MEASURED: Final = tuple(EngineMetrics.model_fields)[:-1]
+MEASURED: Final = EngineMetrics.field_names[:-1]
 """All fields but the samples."""
 
 
