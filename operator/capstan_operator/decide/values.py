@@ -40,7 +40,7 @@ class Value:
     @classmethod
     def made(cls, **fields: Any) -> Self:
         """A value of fields that are known to be right, down to `float` for a float. Equal to a validated one."""
-        raise NotImplementedError("each class has its own")
+        raise TypeError("a value without fields cannot be made: each subclass has a `made` of its own")
 
     def changed(self, **fields: Any) -> Self:
         """The same value but for these fields, which are known to be right."""
