@@ -14,6 +14,7 @@ from pathlib import Path
 
 from prometheus_client import disable_created_metrics
 
+from capstan_operator import heap
 from capstan_operator.config import OperatorConfig, read_config
 from capstan_operator.errors import CapstanOperatorError, InvalidConfig
 from capstan_operator.log import set_up
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         set_up(config.log_level, config.log_format)
         # Creation times would be a second series beside every counter, and are in no catalogue.
         disable_created_metrics()
+        heap.settle()
         asyncio.run(_operate(config, key))
     except InvalidConfig as error:
         for line in str(error).splitlines():

@@ -19,6 +19,7 @@ from capstan_api.limits import LimitsState
 from capstan_api.metrics import Gateway as Series
 from capstan_api.replicas import ReplicaEntry
 from capstan_api.v1alpha1 import InferenceDeployment, parse
+from capstan_operator import heap
 from capstan_operator.config import OperatorConfig
 from capstan_operator.decide import Memory, Observation, decide, render
 from capstan_operator.decide.seen.counters import ClassCounters, Histogram
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     of, memory = deployment(arguments.replicas), Memory()
+    heap.settle()
     profile, milliseconds = cProfile.Profile(time.thread_time), []
     for turn in range(WARM_UP_TURNS + arguments.turns):
         observation = observed(of, memory, turn + 1, arguments.replicas, arguments.steps, arguments.interval)
