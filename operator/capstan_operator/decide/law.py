@@ -236,7 +236,12 @@ def _objectives(spec: InferenceDeploymentSpec) -> tuple[Objectives, ...]:
 
 
 def _digest(deployment: InferenceDeployment, observation: Observation, memory: Memory, now: float) -> str:
-    inputs = hashlib.sha256()
-    for part in (deployment.model_dump_json(exclude={"status"}), observation.to_json(), memory.to_json(), repr(now)):
-        inputs.update(part.encode())
+    inputs = hashlib.sha256(_declaration(deployment))
+    for part in (observation.to_json_bytes(), memory.to_json_bytes(), repr(now).encode()):
+        inputs.update(part)
     return inputs.hexdigest()[:16]
+
+
+@lifelong
+def _declaration(deployment: InferenceDeployment) -> bytes:
+    return deployment.model_dump_json(exclude={"status"}).encode()

@@ -2,12 +2,19 @@
 
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import floor
+
+
+def rfc3339(moment: float) -> str:
+    """Epoch seconds as UTC to the second, such as 2026-01-31T12:00:00Z."""
+    minute, second = divmod(floor(moment), 60)
+    return f"{_minute(minute)}:{second:02}Z"
 
 
 @lru_cache(maxsize=1024)
-def rfc3339(moment: float) -> str:
-    """Epoch seconds as UTC to the second, such as 2026-01-31T12:00:00Z. Kept, for most are told in many turns."""
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
+def _minute(number: int) -> str:
+    """Kept, for a turn tells many moments of few minutes."""
+    return datetime.fromtimestamp(60 * number, UTC).strftime("%Y-%m-%dT%H:%M")
 
 
 def epoch_s(timestamp: str) -> float:

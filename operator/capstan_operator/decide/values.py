@@ -52,7 +52,11 @@ class Value:
 
     def to_json(self, exclude: Any = None) -> str:
         """All fields but those of `exclude`, names or nested ones as pydantic takes them."""
-        return self._adapter.dump_json(self, exclude=exclude).decode()
+        return self.to_json_bytes(exclude).decode()
+
+    def to_json_bytes(self, exclude: Any = None) -> bytes:
+        """The same in UTF-8."""
+        return self._adapter.dump_json(self, exclude=exclude)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

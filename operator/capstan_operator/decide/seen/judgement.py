@@ -50,7 +50,7 @@ class Judge:
         if not believable(metrics.held, *metrics.in_flight.values()):
             self._refused(f"{key}: requests held or in flight are not believable")
             return None
-        known, in_flight = {replica.id for replica in self._observation.replicas}, metrics.in_flight
+        known, in_flight = frozenset(self._observation.ids), metrics.in_flight
         if not in_flight.keys() <= known:
             in_flight = {key: value for key, value in in_flight.items() if key in known}
         counted = {name: metrics.classes.get(name, _NOTHING) for name in sorted(classes)}

@@ -150,6 +150,11 @@ class Observation(Value):
         return found[0] if found else ()
 
     @property
+    def ids(self) -> tuple[str, ...]:
+        """Of all replicas, in their order."""
+        return _ids(self)
+
+    @property
     def ready_gateways(self) -> tuple[Gateway, ...]:
         return tuple(gateway for gateway in self.gateways if gateway.phase is Phase.READY)
 
@@ -157,6 +162,11 @@ class Observation(Value):
     def refused_starts(self) -> tuple[str, ...]:
         """Of `refused`, what keeps replicas from being started; a gateway that will not listen does not."""
         return tuple(dict.fromkeys([clause for clause in self.refused if clause.startswith("StartReplica")]))
+
+
+@lifelong
+def _ids(observation: Observation) -> tuple[str, ...]:
+    return tuple([replica.id for replica in observation.replicas])
 
 
 @lifelong

@@ -194,7 +194,8 @@ def _signals(
 
 def _load(observation: Observation, engines: Engines, in_flight: Mapping[str, float]) -> dict[str, float]:
     """Requests on each replica, by the gateways' count or its own, whichever knows of more."""
-    load = {replica.id: in_flight.get(replica.id, 0.0) for replica in observation.replicas}
+    # Nothing is in flight to others: `judgement` leaves out what a gateway says of them.
+    load = dict.fromkeys(observation.ids, 0.0) | dict(in_flight)
     own = (engines.column("running") + engines.column("waiting")).tolist()
     for key, requests in zip(engines.ids, own, strict=True):
         if requests > load[key]:
