@@ -65,13 +65,20 @@ class Contract(BaseModel):
         frozen=True,
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
+    _named: ClassVar[tuple[str, ...]] = ()
+    """All fields, in their order; those of a part that was made count as given."""
+    _given: ClassVar[set[str]] = set()
 
     @classmethod
     def made(cls, **fields: Any) -> Self:
         """A part of all its fields, in their order, that are known to be right. Equal to a validated one."""
-        named = cls.__pydantic_fields__
-        assert tuple(fields) == tuple(named), f"{cls.__name__} has the fields {', '.join(named)}"
-        return filled(cls, fields, set(fields))
+        assert tuple(fields) == cls._named, f"{cls.__name__} has the fields {', '.join(cls._named)}"
+        return filled(cls, fields, cls._given)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        cls._named, cls._given = tuple(cls.model_fields), set(cls.model_fields)
 
     @model_validator(mode="after")
     def _obeys_rules(self) -> Self:

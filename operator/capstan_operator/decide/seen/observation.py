@@ -144,6 +144,8 @@ class Observation(Value):
     def with_phase(self, *phases: Phase) -> tuple[Replica, ...]:
         """In the order of `replicas`."""
         present = _by_phase(self)
+        if len(phases) == 1:
+            return present.get(phases[0], ())
         found = [present[phase] for phase in phases if phase in present]
         if len(found) > 1:
             return tuple([replica for replica in self.replicas if replica.phase in phases])
