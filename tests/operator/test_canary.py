@@ -5,8 +5,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from worlds import NOW, deployment, engine_metrics, limits_state, replica, samples
 
 from capstan_api.limits import BatchLimits
@@ -257,15 +255,18 @@ def test_an_operator_that_was_away_trusts_no_trial() -> None:
     assert "nobody looked for" in house.pass_(1).verdicts[-1].because
 
 
-@settings(max_examples=25)
-@given(st.integers(0, 10_000), st.floats(0.0, 0.1), st.integers(2, 6))
-def test_noise_alone_rarely_takes_anything_back(seed: int, late: float, count: int) -> None:
-    """Ten trials of harmless limits: by chance one may fail, not three."""
-    house = House([late] * count, seed=seed)
-    for _ in range(10):
-        house.canary = house.canary.changed(refusals=(), paused_until=0.0)
-        house.until_tried().until_verdict()
-    assert sum(v.outcome is Outcome.REVERTED for v in house.verdicts) <= 2
+@pytest.mark.parametrize("late", [0.0, 0.02, 0.05, 0.1])
+def test_noise_alone_rarely_takes_anything_back(late: float) -> None:
+    """Harmless limits on trial: two verdicts in a hundred may be wrong by chance, with as many late answers everywhere."""
+    verdicts = []
+    for seed in range(20):
+        house = House([late] * (2 + seed % 5), seed=seed)
+        for _ in range(10):
+            house.canary = house.canary.changed(refusals=(), paused_until=0.0)
+            house.until_tried().until_verdict()
+        verdicts += house.verdicts
+    assert len(verdicts) == 200
+    assert sum(v.outcome is Outcome.REVERTED for v in verdicts) <= 4
 
 
 def test_what_is_only_compared_is_not_kept_over_a_restart() -> None:

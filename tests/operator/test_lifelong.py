@@ -30,18 +30,6 @@ def test_a_question_is_answered_once_for_each_subject_and_each_value() -> None:
     assert asked == [("a", "hello"), ("a", "bye"), ("b", "hello")]
 
 
-def test_a_value_that_is_named_is_no_other_one() -> None:
-    @lifelong
-    def told(subject: Subject, *words: object, **named: object) -> str:
-        return f"{words} {named}"
-
-    kept = Subject("a")
-    assert told(kept, "word") == "('word',) {}"
-    assert told(kept, word="word") == "() {'word': 'word'}"
-    assert told(kept, ("word", "word")) == "(('word', 'word'),) {}"
-    assert told(kept, "word", word="word") == "('word',) {'word': 'word'}"
-
-
 def test_nobody_inherits_the_answers_of_one_that_has_ended() -> None:
     @lifelong
     def name(subject: Subject) -> str:

@@ -6,38 +6,51 @@ or hashing it would cost as much as working the answer out again.
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from inspect import signature
+from typing import Any, TypeVar, TypeVarTuple
 from weakref import ref
 
 _Subject = TypeVar("_Subject")
-_P = ParamSpec("_P")
+_Values = TypeVarTuple("_Values")
 _R = TypeVar("_R")
-# Between values and named ones, so that none is taken for the other.
-_NAMED: Final = object()
 
 
-def lifelong(function: Callable[Concatenate[_Subject, _P], _R]) -> Callable[Concatenate[_Subject, _P], _R]:
-    """A pure function of a frozen subject and of hashable values, that is called once for each of them.
+def lifelong(
+    function: Callable[[_Subject, *_Values], _R],
+) -> Callable[[_Subject, *_Values], _R]:
+    """A pure function of a frozen subject and of hashable values by place, that is called once for each of them.
 
     What it has answered is forgotten when the subject ends, before another one can have its identity.
     """
-    answers: dict[int, dict[Any, _R]] = {}
+    answers: dict[int, Any] = {}
     subjects: dict[int, ref[Any]] = {}
 
-    def forget(key: int) -> None:
-        del answers[key], subjects[key]
+    def met(key: int, subject: _Subject) -> None:
+        def forget(_: ref[Any]) -> None:
+            del subjects[key]
+            answers.pop(key, None)
 
+        subjects[key] = ref(subject, forget)
+
+    # Most are asked about nothing but the subject, and a turn asks fifty times.
     @wraps(function)
-    def answer(subject: _Subject, /, *values: _P.args, **named: _P.kwargs) -> _R:
+    def only(subject: _Subject, /) -> _R:
         key = id(subject)
-        asked = (*values, _NAMED, *named.items()) if named else values
         if key not in answers:
-            answers[key] = {}
-            subjects[key] = ref(subject, lambda _: forget(key))
-        known = answers[key]
-        if asked in known:
-            return known[asked]
-        found = known[asked] = function(subject, *values, **named)
+            met(key, subject)
+            answers[key] = function(subject)  # type: ignore[call-arg]
+        found: _R = answers[key]
         return found
 
-    return answer
+    @wraps(function)
+    def answer(subject: _Subject, /, *values: *_Values) -> _R:
+        key = id(subject)
+        if key not in answers:
+            met(key, subject)
+            answers[key] = {}
+        known: dict[Any, _R] = answers[key]
+        if values not in known:
+            known[values] = function(subject, *values)
+        return known[values]
+
+    return only if len(signature(function).parameters) == 1 else answer  # type: ignore[return-value]

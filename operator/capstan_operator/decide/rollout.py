@@ -10,6 +10,7 @@ than `wanted + maxSurge` in all; draining ones have left and count in neither.
 from collections.abc import Iterable, Mapping
 from itertools import count as numbers
 from itertools import islice
+from typing import Final
 
 from capstan_operator.decide.seen.observation import Phase, Replica
 from capstan_operator.decide.values import Value
@@ -24,6 +25,9 @@ class Plan(Value):
     start: tuple[str, ...] = ()
     drain: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
+
+
+_NOTHING: Final = Plan()
 
 
 def plan(
@@ -44,7 +48,7 @@ def plan(
     replicas, serving = tuple(replicas), Phase.READY
     settled = [r for r in replicas if r.phase is serving and r.revision == revision]
     if len(settled) == len(replicas) == wanted:
-        return Plan()
+        return _NOTHING
 
     def reluctance(replica: Replica) -> tuple[int, float, float, float, str]:
         """Sorts the best victim first: one that serves nobody, then least work, least cached, then youngest."""

@@ -329,8 +329,7 @@ class Fleets:
         else:
             tokens = np.minimum(_ONE, first.over / np.maximum(new, _LEAST_RATE))
             # Those with the longest prompts give up first, where it is time to compute that is short.
-            few = np.ones(slow.shape)
-            few[first.is_short > _ZERO] = self._typical
+            few = np.where(first.is_short > _ZERO, self._typical, _ONE)
             lost = tokens * (few + (_ONE - few) * tokens)
             lost[first.own_s >= threshold.ttft_s] = 1.0
             unlucky = _unlucky(load, pace * spare_s)

@@ -38,21 +38,20 @@ class Histogram(Value):
 
     @property
     def is_believable(self) -> bool:
-        bounds, counts = self.bounds, self.counts
-        if len(counts) != len(bounds) + 1 or not believable(*bounds[:1], *bounds[-1:], counts[0], counts[-1]):
+        bounds = self.bounds
+        if len(self.counts) != len(bounds) + 1 or not believable(*bounds[:1], *bounds[-1:]):
             return False
-        return all(map(le, counts, counts[1:])) and all(map(lt, bounds, bounds[1:]))
+        return all(map(lt, bounds, bounds[1:])) and _are_rising(self.counts)
 
     def minus(self, earlier: "Histogram") -> "Histogram | None":
-        """What came since `earlier`; None when the counter was reset or has other bounds."""
+        """What came since `earlier`, which has been believed; None when the counter was reset or has other bounds."""
         if not earlier.bounds and not earlier.total:
             # There was no series of it yet.
             return self if self.is_believable else None
         if self.bounds != earlier.bounds or len(self.counts) != len(earlier.counts):
             return None
         counts = tuple(map(sub, self.counts, earlier.counts))
-        difference = Histogram.made(bounds=self.bounds, counts=counts)
-        return difference if difference.is_believable else None
+        return Histogram.made(bounds=self.bounds, counts=counts) if _are_rising(counts) else None
 
     def plus(self, *others: "Histogram") -> "Histogram":
         """The sum of all with the bounds of the last that has observations."""
@@ -82,6 +81,10 @@ class Histogram(Value):
                 return lower + (bound - lower) * (rank - below) / (count - below)
             below, lower = count, bound
         return self.bounds[-1]
+
+
+def _are_rising(counts: tuple[float, ...]) -> bool:
+    return believable(counts[0], counts[-1]) and all(map(le, counts, counts[1:]))
 
 
 class ClassCounters(Value):

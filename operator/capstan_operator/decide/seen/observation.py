@@ -158,7 +158,7 @@ class Observation(Value):
 
     @property
     def ready_gateways(self) -> tuple[Gateway, ...]:
-        return tuple(gateway for gateway in self.gateways if gateway.phase is Phase.READY)
+        return tuple([gateway for gateway in self.gateways if gateway.phase is Phase.READY])
 
     @property
     def refused_starts(self) -> tuple[str, ...]:

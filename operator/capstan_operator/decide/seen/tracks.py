@@ -143,7 +143,7 @@ class Tracks(Value):
     def _of(self, ids: tuple[str, ...], processes: tuple[_Process, ...]) -> tuple[Array, NDArray[np.bool_]]:
         """[N, 12] The rows of these processes, zeros for those without a track; and [N] which have one."""
         if self.ids == ids and self.processes == processes:
-            return self._rows, np.ones(len(ids), dtype=bool)
+            return self._rows, ~np.zeros(len(ids), dtype=bool)
         places = [_places(self).get(key, -1) for key in ids]
         known = [i >= 0 and self.processes[i] == process for i, process in zip(places, processes, strict=True)]
         found = np.zeros((len(ids), len(_ROW)))
