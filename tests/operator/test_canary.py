@@ -257,7 +257,7 @@ def test_an_operator_that_was_away_trusts_no_trial() -> None:
 
 @pytest.mark.parametrize("late", [0.0, 0.02, 0.05, 0.1])
 def test_noise_alone_rarely_takes_anything_back(late: float) -> None:
-    """Harmless limits on trial: two verdicts in a hundred may be wrong by chance, with as many late answers everywhere."""
+    """Harmless limits on trial, answers late alike everywhere: two verdicts in a hundred may be wrong by chance."""
     verdicts = []
     for seed in range(20):
         house = House([late] * (2 + seed % 5), seed=seed)
