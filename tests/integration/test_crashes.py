@@ -99,16 +99,19 @@ async def test_an_engine_that_stands_still_is_not_taken_for_idle(fleet: House, a
         scaling = {"minReplicas": 1, "maxReplicas": 2, "behavior": down, "staleMetrics": stale}
         fleet.write(document(FLEET, scaling=scaling))
         await fleet.until(lambda: fleet.condition("MetricsFresh").get("status") == "False", what="blindness is told")
+        enough = time.monotonic() + 3 * window_s
         # From here on the gateway sends it nothing; what it was sent before waits for it.
         await fleet.until(lambda: fleet.status()["readyReplicas"] == 1, what="it takes no requests")
         answer = await asking.ask(3000, 8)
         assert answer.is_complete, "the other one serves"
         assert answer.replica != stopped
-        await asyncio.sleep(3 * window_s)
-        assert fleet.status()["desiredReplicas"] == 2
-        assert fleet.pids("engine") == engines
+        await asyncio.sleep(enough - time.monotonic())
+        status = fleet.status()
+        assert (status["desiredReplicas"], status["replicas"], status["drainingReplicas"]) == (2, 2, 0)
     finally:
-        fleet.kill(engines[stopped], signal.SIGCONT)
+        # Whoever stands still for twenty seconds, as one may on a busy machine, is started again by its supervisor.
+        if fleet.pids("engine").get(stopped) == engines[stopped]:
+            fleet.kill(engines[stopped], signal.SIGCONT)
     await fleet.ready(1)
     assert (await asking.ask(3001, 8)).is_complete
 
