@@ -22,8 +22,11 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from capstan_api.filled import filled
-
+# Past the `__setattr__` that a frozen model refuses. These four slots are all that a validated model is.
+_set_fields, _set_given, _set_extra, _set_private = (
+    BaseModel.__dict__[slot].__set__
+    for slot in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+)
 # A DNS label: what may become part of the name of a pod or a Service.
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=LABEL, min_length=1, max_length=63)]
@@ -73,7 +76,12 @@ class Contract(BaseModel):
     def made(cls, **fields: Any) -> Self:
         """A part of all its fields, in their order, that are known to be right. Equal to a validated one."""
         assert tuple(fields) == cls._named, f"{cls.__name__} has the fields {', '.join(cls._named)}"
-        return filled(cls, fields, cls._given)
+        part = object.__new__(cls)
+        _set_fields(part, fields)
+        _set_given(part, cls._given)
+        _set_extra(part, None)
+        _set_private(part, None)
+        return part
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:

@@ -5,7 +5,7 @@ import gc
 from worlds import deployment
 
 from capstan_operator.decide import render
-from capstan_operator.decide.lifelong import lifelong
+from capstan_operator.decide.lifelong import lifelong, lifelong_by
 
 
 class Subject:
@@ -16,7 +16,7 @@ class Subject:
 def test_a_question_is_answered_once_for_each_subject_and_each_value() -> None:
     asked = []
 
-    @lifelong
+    @lifelong_by
     def greeting(subject: Subject, word: str) -> str:
         asked.append((subject.name, word))
         return f"{word} {subject.name}"

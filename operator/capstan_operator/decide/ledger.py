@@ -11,7 +11,7 @@ from pydantic import Field
 from capstan_api.spec import Slo, Variant
 from capstan_api.startup import StartupPhase
 from capstan_api.status import ConditionStatus, ConditionType, DecisionStatus
-from capstan_operator.decide.lifelong import lifelong
+from capstan_operator.decide.lifelong import lifelong_by
 from capstan_operator.decide.seen.counters import ClassCounters
 from capstan_operator.decide.seen.observation import Phase, Replica
 from capstan_operator.decide.values import Value
@@ -176,7 +176,7 @@ class Ledger(Value):
         return total, max(0.0, total - good), total * (1 - float(slo.objective_percent) / 100)
 
 
-@lifelong
+@lifelong_by
 def _counts(ledger: Ledger, name: str) -> tuple[float, float]:
     """Requests of the class in its window, and the good ones among them. Kept, because a turn asks several times."""
     slots = ledger.budgets.get(name, ())

@@ -6,7 +6,6 @@ or hashing it would cost as much as working the answer out again.
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import signature
 from typing import Any, TypeVar, TypeVarTuple
 from weakref import ref
 
@@ -15,42 +14,40 @@ _Values = TypeVarTuple("_Values")
 _R = TypeVar("_R")
 
 
-def lifelong(
-    function: Callable[[_Subject, *_Values], _R],
-) -> Callable[[_Subject, *_Values], _R]:
-    """A pure function of a frozen subject and of hashable values by place, that is called once for each of them.
+def lifelong(function: Callable[[_Subject], _R]) -> Callable[[_Subject], _R]:
+    """A pure function of a frozen subject that is called once for each.
 
     What it has answered is forgotten when the subject ends, before another one can have its identity.
     """
-    answers: dict[int, Any] = {}
+    answers: dict[int, _R] = {}
     subjects: dict[int, ref[Any]] = {}
 
-    def met(key: int, subject: _Subject) -> None:
-        def forget(_: ref[Any]) -> None:
-            del subjects[key]
-            answers.pop(key, None)
+    def forget(key: int) -> None:
+        del answers[key], subjects[key]
 
-        subjects[key] = ref(subject, forget)
-
-    # Most are asked about nothing but the subject, and a turn asks fifty times.
     @wraps(function)
-    def only(subject: _Subject, /) -> _R:
+    def answer(subject: _Subject, /) -> _R:
         key = id(subject)
         if key not in answers:
-            met(key, subject)
-            answers[key] = function(subject)  # type: ignore[call-arg]
-        found: _R = answers[key]
-        return found
+            answers[key] = function(subject)
+            subjects[key] = ref(subject, lambda _: forget(key))
+        return answers[key]
+
+    return answer
+
+
+def lifelong_by(function: Callable[[_Subject, *_Values], _R]) -> Callable[[_Subject, *_Values], _R]:
+    """The same for a function of hashable values beside: it is called once for each of them."""
+
+    @lifelong
+    def answers(_: _Subject) -> dict[tuple[*_Values], _R]:
+        return {}
 
     @wraps(function)
     def answer(subject: _Subject, /, *values: *_Values) -> _R:
-        key = id(subject)
-        if key not in answers:
-            met(key, subject)
-            answers[key] = {}
-        known: dict[Any, _R] = answers[key]
+        known = answers(subject)
         if values not in known:
             known[values] = function(subject, *values)
         return known[values]
 
-    return only if len(signature(function).parameters) == 1 else answer  # type: ignore[return-value]
+    return answer

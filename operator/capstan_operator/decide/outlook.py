@@ -30,7 +30,7 @@ from capstan_operator.decide.memory import Memory
 from capstan_operator.decide.scaling import sizing
 from capstan_operator.decide.scaling.replicas import Situation
 from capstan_operator.decide.scaling.sizing import Feedback, Sizing
-from capstan_operator.decide.seen.counters import ClassCounters
+from capstan_operator.decide.seen.counters import NOTHING, ClassCounters
 from capstan_operator.decide.seen.observation import Observation, Phase, Replica
 from capstan_operator.decide.seen.reading import Reading
 
@@ -41,7 +41,6 @@ _REAL_QUEUE = 0.6
 _CATCH_UP_S, _MOST_CATCHING_UP = 45.0, 1.4
 # An objective of 100 % allows nothing; a fleet that misses less than this misses nothing.
 _LEAST_ALLOWED = 0.001
-_NOTHING_COUNTED = ClassCounters()
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Outlook:
         if reading.seconds <= 0 or not (self.model.is_usable and lengths.is_known) or limits.limits is None:
             return memory.bank, memory.feedback
         seen, fleets, slos = reading.signals, self._sizes, self.spec.slos
-        deltas = [reading.delta.get(slo.name, _NOTHING_COUNTED) for slo in slos]
+        deltas = [reading.delta.get(slo.name, NOTHING) for slo in slos]
         late = [counted.slo_total - counted.slo_good for counted in deltas]
         bank = memory.bank.advanced(
             fleets,
@@ -245,11 +244,11 @@ class Outlook:
         ended = late = begun = late_first = 0.0
         for slo in self.spec.slos:
             if slo.ttft:
-                ttft = self.reading.delta.get(slo.name, _NOTHING_COUNTED).ttft
+                ttft = self.reading.delta.get(slo.name, NOTHING).ttft
                 begun += ttft.total
                 late_first += ttft.above(slo.ttft.threshold_milliseconds / 1000) / _allowed(slo)
         for slo, threshold_s in with_tpot:
-            tpot = self.reading.delta.get(slo.name, _NOTHING_COUNTED).tpot
+            tpot = self.reading.delta.get(slo.name, NOTHING).tpot
             ended += tpot.total
             late += tpot.above(threshold_s) / (TPOT_SHARE * _allowed(slo))
         return Target.made(

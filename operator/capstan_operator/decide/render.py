@@ -12,7 +12,7 @@ from capstan_api.engine_args import EngineArgs, GatewayArgs, SloClass
 from capstan_api.limits import Envelope
 from capstan_api.spec import RoutingPolicy, Slo, Switch
 from capstan_api.v1alpha1 import InferenceDeployment
-from capstan_operator.decide.lifelong import lifelong
+from capstan_operator.decide.lifelong import lifelong, lifelong_by
 from capstan_operator.decide.values import Value
 
 # Stands for a file that the world puts where it keeps step logs, one for each replica.
@@ -27,7 +27,7 @@ class Release(Value):
     cpu_millicores: int
 
 
-@lifelong
+@lifelong_by
 def release(deployment: InferenceDeployment, model_directory: str) -> Release:
     """What the resource asks for now."""
     return Release(

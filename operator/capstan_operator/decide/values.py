@@ -25,6 +25,8 @@ class Value:
     field_names: ClassVar[tuple[str, ...]] = ()
     """In the order in which they are declared."""
 
+    made: ClassVar[Callable[..., Self]]
+    """A value of fields that are known to be right, down to `float` for a float. Equal to a validated one."""
     _adapter: ClassVar[TypeAdapter[Any]]
 
     def __init_subclass__(cls) -> None:
@@ -34,13 +36,8 @@ class Value:
             key: field.get_default(call_default_factory=True) for key, field in made.__pydantic_fields__.items()
         }
         cls.field_names = tuple(field.name for field in fields(made))
-        cls.made = staticmethod(_constructor(cls, defaults))  # type: ignore[method-assign]
+        cls.made = _constructor(cls, defaults)
         cls._adapter = TypeAdapter(cls)
-
-    @classmethod
-    def made(cls, **fields: Any) -> Self:
-        """A value of fields that are known to be right, down to `float` for a float. Equal to a validated one."""
-        raise TypeError("a value without fields cannot be made: each subclass has a `made` of its own")
 
     def changed(self, **fields: Any) -> Self:
         """The same value but for these fields, which are known to be right."""
@@ -75,7 +72,7 @@ class Value:
 _set_fields: Final = Value.__dict__["__dict__"].__set__
 
 
-def _constructor(cls: type[_V], defaults: dict[str, Any]) -> Callable[..., _V]:
+def _constructor(cls: type[_V], defaults: dict[str, Any]) -> Any:
     """`made` of one class. A function that knows its class finds everything in half the time that a method takes."""
     required = frozenset(name for name, default in defaults.items() if default is PydanticUndefined)
     new, set_fields, num_fields = object.__new__, _set_fields, len(defaults)
@@ -89,4 +86,4 @@ def _constructor(cls: type[_V], defaults: dict[str, Any]) -> Callable[..., _V]:
         set_fields(value, together)
         return value
 
-    return made
+    return staticmethod(made)

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Final, TypeAlias
 
 from capstan_api.limits import LimitsState
-from capstan_operator.decide.lifelong import lifelong
+from capstan_operator.decide.lifelong import lifelong, lifelong_by
 from capstan_operator.decide.limits.memory import LimitsMemory
 from capstan_operator.decide.seen.observation import Observation, Phase, Replica
 
@@ -31,7 +31,7 @@ def different(observation: Observation, memory: LimitsMemory) -> tuple[Teller, .
     return _different(observation, figures(limits), trial.replica if trial is not None else None)
 
 
-@lifelong
+@lifelong_by
 def _different(observation: Observation, asked: tuple[int, int], on_trial: str | None) -> tuple[Teller, ...]:
     """Kept, because actions and status both ask."""
     return tuple(

@@ -130,6 +130,7 @@ class ClassCounters(Value):
         return _counters(numbers, ttft, self.tpot.plus(*(other.tpot for other in others)))
 
 
+NOTHING: Final = ClassCounters()
 _COUNTS: Final = ClassCounters.field_names[:-2]
 _COUNTED: Final = attrgetter(*_COUNTS)
 

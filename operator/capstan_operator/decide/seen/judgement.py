@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capstan_operator.decide.curve import Array, everywhere
-from capstan_operator.decide.seen.counters import LARGEST_COUNT, ClassCounters, believable
+from capstan_operator.decide.seen.counters import LARGEST_COUNT, NOTHING, ClassCounters, believable
 from capstan_operator.decide.seen.engines import COLUMNS, Engines
 from capstan_operator.decide.seen.observation import GatewayMetrics, Observation, Phase
 from capstan_operator.decide.seen.steps import are_believable
@@ -21,7 +21,6 @@ _LARGEST_RATE: Final = 1e8
 _STEPS_AHEAD: Final = 10_000
 # Of what an engine tells; of a KV cache all, with what rounding may add.
 _MOST: Final[Array] = np.array([1.001 if name == "kv_usage" else LARGEST_COUNT for name in COLUMNS])
-_NOTHING: Final = ClassCounters()
 
 
 class Judge:
@@ -53,7 +52,7 @@ class Judge:
         known, in_flight = frozenset(self._observation.ids), metrics.in_flight
         if not in_flight.keys() <= known:
             in_flight = {key: value for key, value in in_flight.items() if key in known}
-        counted = {name: metrics.classes.get(name, _NOTHING) for name in sorted(classes)}
+        counted = {name: metrics.classes.get(name, NOTHING) for name in sorted(classes)}
         return metrics.changed(classes=counted, in_flight=in_flight)
 
     def engines(self) -> Engines:
@@ -92,7 +91,7 @@ class Judge:
                 elif max(difference.numbers) > most:
                     self._refused(f"{key}: counters of class {name} have leapt")
                     difference = None
-                difference = difference or _NOTHING
+                difference = difference or NOTHING
                 deltas[name] = deltas[name].plus(difference) if name in deltas else difference
         return deltas
 

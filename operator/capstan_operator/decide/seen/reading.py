@@ -7,10 +7,10 @@ its loop; one whose heartbeat stands still has told us nothing, however fresh th
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from capstan_operator.decide.curve import Array
-from capstan_operator.decide.seen.counters import ClassCounters
+from capstan_operator.decide.seen.counters import NOTHING, ClassCounters
 from capstan_operator.decide.seen.engines import Engines
 from capstan_operator.decide.seen.judgement import Judge
 from capstan_operator.decide.seen.observation import Gateway, GatewayMetrics, Observation, Phase, Replica
@@ -21,7 +21,6 @@ from capstan_operator.decide.values import Value
 
 # Steps that are looked at in one turn: of all engines together, and of each one when there are many.
 _MOST_SAMPLES, _FEWEST_SAMPLES = 128, 2
-_NOTHING: Final = ClassCounters()
 
 
 class Objectives(Value):
@@ -205,7 +204,7 @@ def _load(observation: Observation, engines: Engines, in_flight: Mapping[str, fl
 
 
 def _class_signals(objectives: Objectives, total: Slot, seen_s: float) -> ClassSignals:
-    counted = total.classes.get(objectives.name, _NOTHING)
+    counted = total.classes.get(objectives.name, NOTHING)
     return ClassSignals.made(
         ttft_s=counted.ttft.quantile(objectives.ttft_share),
         tpot_s=counted.tpot.quantile(objectives.tpot_share),
