@@ -54,6 +54,14 @@ def test_older_requests_weigh_less() -> None:
     assert told.tail_s < 0.3
 
 
+def test_one_turn_in_five_seconds_is_counted_and_the_first_of_all() -> None:
+    known = counted([1.0])
+    assert sum(known.are_due(num_classes=1, seconds=1.0, now=1000.0 + i) for i in range(20)) == 4
+    assert all(known.are_due(num_classes=1, seconds=7.0, now=1000.0 + 7 * i) for i in range(10))
+    assert Latencies().are_due(num_classes=1, seconds=1.0, now=1001.0)
+    assert known.are_due(num_classes=2, seconds=1.0, now=1001.0)
+
+
 def test_another_number_of_fleets_begins_anew() -> None:
     other = sizes(40)
     num_told = len(other[TOLD])
